@@ -1,0 +1,44 @@
+"""The compiled kernel, if it was built: loading it, and saying what is there."""
+
+import functools
+import importlib
+import os
+import warnings
+
+BUILD_COMMAND = (
+    "pip install --no-deps --force-reinstall . (in a checkout: pip install --no-deps -e .), with a C++ compiler"
+)
+
+
+@functools.cache
+def extension():
+    """The module ``qru._C``, or None when it is not built or ``QRU_EXTENSION=off``."""
+    if os.environ.get("QRU_EXTENSION", "").lower() == "off":
+        return None
+    try:
+        return importlib.import_module("qru._C")
+    except ImportError:
+        return None
+
+
+def build_info() -> dict:
+    """What the installed kernel was built with and what it will use here.
+
+    Returns:
+        ``built``; and when built ``compiler``, ``isa`` (the instruction set chosen on this machine), ``isas`` (those
+        compiled in), ``openmp``, ``cuda`` (bool) and ``cuda_archs`` (compute capabilities compiled in).
+    """
+    module = extension()
+    if module is None:
+        return {"built": False, "how": BUILD_COMMAND}
+    return {"built": True, **module.build_info()}
+
+
+@functools.cache
+def warn_not_built() -> None:
+    """Say once per process that the slow reference runs, and how to change that."""
+    warnings.warn(
+        f"the qru kernel is not built: the PyTorch reference runs, same results, much slower. Build: {BUILD_COMMAND}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
