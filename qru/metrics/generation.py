@@ -1,0 +1,233 @@
+"""Greedy generation in batches that gives the strings of batch size 1.
+
+One batch, with P tokens that all prompts share and the rest padded on the left:
+
+    cache   [ shared prefix, computed once | pad pad  rest of prompt 0 | new tokens ... ]
+            [ shared prefix, the same      | pad rest of  prompt     1 | new tokens ... ]
+    position  0 ... P-1                        -   -   P ...              explicit, so pads do not shift a row
+
+A row ends at an EOS, at a stop string in its decoded text, or at the token limit; when enough rows of a batch have
+ended they are dropped from it. Of equally likely tokens the one with the lowest id is taken.
+
+Sums run in another order in a batch than alone, so logits differ in their last bits, and a greedy choice between two
+tokens that are that close could differ. Rows where that happened (in float32: hardly ever) are generated again alone.
+In bf16 or fp16 arithmetic such near-ties are everywhere, nothing is repeated, and batch sizes may differ as they do in
+every library.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache
+
+from qru.metrics.checks import check_length, check_tokenizer, encode, end_tokens, scoring
+
+# Two logits closer than this many units in the last place of the larger may change places with the batch size.
+# Measured on small float32 models: up to a dozen.
+NEAR_TIE_ULPS = 64
+
+
+def greedy(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    stop: tuple[str, ...] = (),
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The most likely continuation, token by token, of each prompt.
+
+    Args:
+        model: causal language model; its mode is restored afterwards.
+        tokenizer: the model's; BOS is put in front of each prompt exactly once.
+        prompts: texts to continue.
+        max_new_tokens: tokens after which a row ends at the latest.
+        stop: strings that end a row; the response is cut before the first of them.
+        batch_size: prompts per forward pass.
+        progress: called with the number of prompts just finished.
+
+    Returns:
+        The responses, without special tokens, in the order of the prompts.
+
+    Raises:
+        ValueError: tokenizer of another model, a prompt too long for the model, logits that are not finite, or a
+            token limit or batch size below 1.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, not {max_new_tokens} and {batch_size}")
+    if any(not text for text in stop):
+        raise ValueError(f"a stop string is empty: {stop}")
+    check_tokenizer(model, tokenizer)
+    rows = encode(tokenizer, list(prompts))
+    if not rows:
+        return []
+    longest = max(map(len, rows))
+    # The last token is generated but never fed back, so it needs no position.
+    check_length(
+        model, longest + max_new_tokens - 1, f"the longest prompt ({longest} tokens) with {max_new_tokens} new ones"
+    )
+
+    decode = _Decoder(tokenizer, end_tokens(model, tokenizer), stop)
+    responses: list[str] = [""] * len(rows)
+    with scoring(model):
+        shared = _shared_length(rows)
+        prefix = _prefix_cache(model, rows[0][:shared]) if len(rows) > 1 and shared > 1 else None
+        shared = shared if prefix is not None else 0
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            generated, doubtful = _generate(
+                model, [rows[i][shared:] for i in batch], max_new_tokens, decode, prefix, shared
+            )
+            for at, i in enumerate(batch):
+                if doubtful[at] and (prefix is not None or len(batch) > 1):
+                    generated[at] = _generate(model, [rows[i]], max_new_tokens, decode, None, 0)[0][0]
+                responses[i] = decode.response(generated[at])
+            if progress is not None:
+                progress(len(batch))
+    return responses
+
+
+class _Decoder:
+    """Token ids -> text, and whether a row has ended."""
+
+    def __init__(self, tokenizer, ends: frozenset[int], stop: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self.ends = ends
+        self.stop = stop
+        # Only a token that brings a stop string's last character can complete it; decoding rows only then keeps the
+        # loop fast. A character outside ASCII may be spread over several byte tokens, so there every token may.
+        self._last = {text[-1] for text in stop}
+        self._always = any(not last.isascii() or last == " " for last in self._last)
+        self._completes: dict[int, bool] = {}
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def ended(self, ids: list[int]) -> bool:
+        if ids[-1] in self.ends:
+            return True
+        if not self.stop or not (self._always or self._may_complete(ids[-1])):
+            return False
+        text = self.text(ids)
+        return any(stop in text for stop in self.stop)
+
+    def _may_complete(self, token: int) -> bool:
+        if token not in self._completes:
+            self._completes[token] = not self._last.isdisjoint(self.text([token]))
+        return self._completes[token]
+
+    def response(self, ids: list[int]) -> str:
+        if ids and ids[-1] in self.ends:
+            ids = ids[:-1]  # an end that is not among the tokenizer's special tokens would be spelled out
+        text = self.text(ids)
+        return text[: min((at for at in map(text.find, self.stop) if at >= 0), default=len(text))]
+
+
+def _shared_length(rows: list[list[int]]) -> int:
+    """Tokens that all rows begin with, at least one token of each row left over."""
+    first, last = min(rows), max(rows)  # in lexicographic order these two differ earliest
+    limit = min(map(len, rows)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def _prefix_cache(model, ids: list[int]) -> DynamicCache:
+    device = model.get_input_embeddings().weight.device
+    cache = DynamicCache(config=model.config)
+    tokens = torch.tensor([ids], device=device)
+    model(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        position_ids=torch.arange(len(ids), device=device)[None],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache
+
+
+def _generate(
+    model, rows: list[list[int]], max_new_tokens: int, decode: _Decoder, prefix: DynamicCache | None, shared: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Generate for one batch.
+
+    Args:
+        rows: what follows the shared prefix, at least one token each.
+        prefix: the prefix's keys and values at batch size 1, or None.
+        shared: the prefix's length in tokens.
+
+    Returns:
+        New token ids per row, ending with the EOS where one came; and per row whether a choice was a near-tie.
+    """
+    device = model.get_input_embeddings().weight.device
+    size, width = len(rows), max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)  # (B, T); pads are masked
+    lengths = torch.tensor([len(row) for row in rows], device=device)[:, None]  # (B, 1)
+    real = torch.arange(width, device=device)[None] >= width - lengths  # (B, T)
+    mask = torch.cat([torch.ones(size, shared, dtype=torch.long, device=device), real.long()], dim=1)
+    positions = (shared + torch.cumsum(real, dim=1) - 1).clamp(min=0)  # (B, T)
+    if prefix is None:
+        cache = DynamicCache(config=model.config)
+    else:
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(size)
+
+    generated: list[list[int]] = [[] for _ in rows]
+    doubtful = [False] * size
+    alive = list(range(size))  # row of the batch -> row asked for
+    for step in range(max_new_tokens):
+        logits = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # (B, V)
+        chosen, close = _choose(logits)
+        running = []
+        for at, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+            if generated[row] and decode.ended(generated[row]):
+                continue  # ended earlier, kept in the batch only until enough have
+            generated[row].append(token)
+            doubtful[row] |= close[at]
+            if not decode.ended(generated[row]):
+                running.append(at)
+        if not running or step == max_new_tokens - 1:
+            break
+        if len(running) <= 0.75 * len(alive):  # dropping copies the cache, so not for every single row
+            keep = torch.tensor(running, device=device)
+            cache.batch_select_indices(keep)
+            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+            alive = [alive[at] for at in running]
+        tokens = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return generated, doubtful
+
+
+def _choose(logits: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+    """The most likely token of each row, lowest id first among equals, and whether another came as close as rounding.
+
+    Args:
+        logits: (B, V).
+
+    Returns:
+        Token ids (B,), and B flags.
+    """
+    chosen = logits.argmax(dim=-1)
+    best = logits.gather(1, chosen[:, None])  # (B, 1)
+    if not torch.isfinite(best).all():
+        raise ValueError(
+            "the model's logits are NaN or Inf: its weights or its quantizer produce numbers that overflow; this "
+            "model cannot be scored"
+        )
+    if logits.dtype not in (torch.float32, torch.float64):
+        return chosen, [False] * len(chosen)
+    margin = NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best.abs().clamp(min=1)
+    return chosen, ((logits >= best - margin).sum(dim=-1) > 1).tolist()
