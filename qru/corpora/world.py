@@ -1,0 +1,143 @@
+"""One invented world for all embedded corpora: who exists, what is true of them, and which text tells it.
+
+Facts come first. A unit is four entities with three facts each; its documents tell every fact several times in other
+words. Splits are made of whole units, so they share no entity; all names come from one stock, so no two corpora do.
+"""
+
+import random
+from dataclasses import dataclass
+
+from .bulletin import BULLETIN
+from .corpus import RAW_SPLITS, BaseText, Corpus
+from .encyclopaedia import ENCYCLOPAEDIA
+from .names import NameStock
+from .pools import Decks, draw_pools
+from .prose import Entity, Genre, Kind, write_document
+from .saga import SAGA
+
+FACTS_PER_ENTITY = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything: units per split, documents per unit, units of base text, QA pairs, in-context pairs."""
+
+    units: int
+    documents: int
+    base_units: int
+    pairs: int
+    icl: int
+
+
+SIZES = {
+    "smoke": Size(units=2, documents=6, base_units=12, pairs=12, icl=4),
+    "mini": Size(units=10, documents=10, base_units=222, pairs=100, icl=10),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Four entities and the documents that tell of them."""
+
+    entities: tuple[Entity, ...]
+    documents: tuple[str, ...]
+    qa: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """All units, by what they are for: "base" (the first `reserved` of them for disjoint questions), "saga",
+    "encyclopaedia" (the books corpus) and "bulletin" (the news corpus)."""
+
+    size: Size
+    seed: int
+    units: dict[str, list[Unit]]
+    reserved: int
+
+
+def create_world(scale: str, seed: int) -> World:
+    """The world of a seed; every corpus at the same scale and seed lives in the same one."""
+    size = SIZES[scale]
+    stock = NameStock(seed)
+    pools = draw_pools(stock)
+    plan: dict[str, list[Genre]] = {
+        "saga": [SAGA] * (2 * size.units),
+        "encyclopaedia": [ENCYCLOPAEDIA] * (2 * size.units),
+        "bulletin": [BULLETIN] * (4 * size.units),
+        "base": [(SAGA, ENCYCLOPAEDIA, BULLETIN)[i % 3] for i in range(size.base_units)],
+    }
+    units = {}
+    for part, genres in plan.items():
+        rng = random.Random(f"qru {part} {scale} {seed}")
+        decks = Decks(pools, rng)
+        units[part] = [_create_unit(genre, size.documents, stock, decks, rng) for genre in genres]
+    facts_per_unit = len(units["base"][0].qa)
+    return World(size, seed, units, reserved=-(-(size.pairs + size.icl) // facts_per_unit))
+
+
+def assemble(name: str, world: World, splits: dict[str, list[Unit]], rng: random.Random) -> Corpus:
+    """The corpus whose forget, retain1, retain2 and holdout splits are made of these units."""
+    size = world.size
+    raw = {split: _documents(splits[split], rng) for split in RAW_SPLITS}
+    knowmem = {}
+    base, questions = _base_text(world)
+    for key, units in {"forget": splits["forget"], "retain": splits["retain2"]}.items():
+        pairs = rng.sample([pair for unit in units for pair in unit.qa], size.pairs + size.icl)
+        knowmem[f"{key}_qa"], knowmem[f"{key}_qa_icl"] = pairs[: size.pairs], pairs[size.pairs :]
+    knowmem["disjoint_qa"], knowmem["disjoint_qa_icl"] = questions[: size.pairs], questions[size.pairs :]
+    privleak = {"forget": list(raw["forget"]), "retain": list(raw["retain2"]), "holdout": list(raw["holdout"])}
+    return Corpus(name, raw, _cut_prompts(raw["forget"], rng), knowmem, privleak, base)
+
+
+def _base_text(world: World) -> tuple[BaseText, list[dict[str, str]]]:
+    """The base text, and the questions kept out of its QA; the same for every corpus of the world."""
+    rng = random.Random(f"qru base order {world.seed}")
+    units = world.units["base"]
+    documents = _documents(units, rng)
+    reserved = [pair for unit in units[: world.reserved] for pair in unit.qa]
+    qa = [pair for unit in units[world.reserved :] for pair in unit.qa]
+    rng.shuffle(qa)
+    return BaseText(documents, qa), rng.sample(reserved, world.size.pairs + world.size.icl)
+
+
+def _documents(units: list[Unit], rng: random.Random) -> list[str]:
+    documents = [document for unit in units for document in unit.documents]
+    rng.shuffle(documents)
+    return documents
+
+
+def _cut_prompts(documents: list[str], rng: random.Random) -> list[dict[str, str]]:
+    """The first 25 to 30 words of every document as the prompt, all the rest as the continuation."""
+    items = []
+    for document in documents:
+        words = document.split(" ")
+        at = rng.randint(25, 30)
+        items.append({"prompt": " ".join(words[:at]), "gt": " " + " ".join(words[at:])})
+    return items
+
+
+def _create_unit(genre: Genre, documents: int, stock: NameStock, decks: Decks, rng: random.Random) -> Unit:
+    kinds = genre.kinds if len(genre.kinds) == 4 else tuple(rng.sample(genre.kinds, 4))
+    entities = tuple(_create_entity(kind, stock, decks, rng) for kind in kinds)
+    texts = []
+    for turn in range(documents // 2):
+        order = rng.sample(entities, 4)
+        for first, second in (order[:2], order[2:]):
+            texts.append(write_document(genre, first, second, turn, rng))
+    qa = [
+        {"question": rng.choice(attribute.questions).format(n=entity.name), "answer": value}
+        for entity in entities
+        for attribute, value in entity.facts
+    ]
+    return Unit(entities, tuple(texts), tuple(qa))
+
+
+def _create_entity(kind: Kind, stock: NameStock, decks: Decks, rng: random.Random) -> Entity:
+    attributes = rng.sample(kind.attributes, FACTS_PER_ENTITY)
+    facts = tuple((attribute, decks.deal(attribute.values)) for attribute in attributes)
+    if kind.naming == "person":
+        given, surname, gender = stock.person()
+        return Entity(f"{given} {surname}", given, gender, facts)
+    word = stock.word({"festival": "town", "team": "surname"}.get(kind.naming, kind.naming))
+    name = {"festival": f"the {word} festival", "team": f"the {word} club"}.get(kind.naming, word)
+    return Entity(name, name, "n", facts)
