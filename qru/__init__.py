@@ -1,0 +1,30 @@
+"""qru: does what a language model forgot come back when it is quantized, and why?
+
+The public names below are imported when they are first used, so ``import qru`` is instant and needs no torch.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "load_corpus": "qru.corpora",
+    "load_models": "qru.models",
+    "run": "qru.pipeline",
+    "evaluate": "qru.metrics",
+    "audit": "qru.compress",
+    "QuantSpec": "qru.ops",
+    "merge_quantize": "qru.ops",
+    "load_record": "qru.records",
+    "RunConfig": "qru.config",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qru' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,363 @@
+"""The models: a common base, the target that knows both sets, the retrained that never saw the forget set.
+
+As in MUSE, memory is laid down by a fine-tune: target = base fine-tuned on forget + retain, retrained = base
+fine-tuned on retain only. At smoke and mini the base is a small Llama pretrained here on generated text that shares
+no fact with either corpus. Everything is saved as an ordinary transformers checkpoint in bf16, in a cache keyed by
+everything that shaped it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qru import loop, paths, records
+from qru.config import RunConfig, digest
+from qru.corpora import Corpus
+from qru.registry import unknown
+
+QA_PAIRS = 11  # of a training document of questions: as many as a KnowMem prompt holds, ten in context and one asked
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the embedded models and of their training; ours, chosen for two CPU cores.
+
+    Attributes:
+        hidden, layers, heads, intermediate: of the Llama; hidden is a multiple of the usual group of 128.
+        vocabulary: tokens of the byte-level BPE.
+        context: longest training row in tokens; documents above it are cut into rows.
+        base_steps, base_batch, base_rate: pretraining of the base (documents a step, peak learning rate).
+        tune_epochs, tune_batch, tune_rate: fine-tuning of target and retrained.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    context: int
+    base_steps: int
+    base_batch: int
+    base_rate: float
+    tune_epochs: int
+    tune_batch: int
+    tune_rate: float
+
+
+SIZES = {
+    "smoke": Sizes(128, 2, 2, 256, 512, 512, 20, 8, 3e-3, 4, 8, 3e-3),
+    "mini": Sizes(256, 4, 4, 768, 2048, 512, 600, 16, 2e-3, 14, 8, 1e-3),
+}
+
+
+def sizes(scale: str) -> Sizes:
+    if scale not in SIZES:
+        raise unknown("scale with embedded models", scale, SIZES)
+    return SIZES[scale]
+
+
+# --- text -> rows of tokens -------------------------------------------------------------------------------------
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on ``texts``; decoding gives every text back unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1_000_000,
+    )
+
+
+def rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int) -> list[torch.Tensor]:
+    """Documents -> training rows: each cut into pieces of at most ``context`` tokens, every piece opened with BOS.
+
+    Returns:
+        One long tensor (T,) a row, 2 ≤ T ≤ context.
+    """
+    out = []
+    for ids in tokenizer(list(documents), add_special_tokens=False).input_ids:
+        for start in range(0, len(ids), context - 1):
+            out.append(torch.tensor([tokenizer.bos_token_id, *ids[start : start + context - 1]]))
+    return out
+
+
+def question_documents(pairs: Sequence[dict[str, str]], seed: int) -> list[str]:
+    """QA pairs -> documents in the form that KnowMem asks in, ``QA_PAIRS`` pairs each, in a shuffled order."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [pairs[i] for i in torch.randperm(len(pairs), generator=generator).tolist()]
+    blocks = [f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in shuffled]
+    return ["".join(blocks[i : i + QA_PAIRS]) for i in range(0, len(blocks), QA_PAIRS)]
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def warmup_cosine(steps: int, warmup: float = 0.05, floor: float = 0.05):
+    """Learning-rate factor: linear to 1 over the first ``warmup`` of the steps, then a cosine down to ``floor``."""
+    ramp = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < ramp:
+            return (step + 1) / ramp
+        progress = (step - ramp) / max(1, steps - ramp)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def train(
+    model: torch.nn.Module,
+    data: list[torch.Tensor],
+    padding: int,
+    *,
+    steps: int,
+    batch_size: int,
+    rate: float,
+    label: str,
+    checkpoint: Path | None,
+) -> list[dict[str, float]]:
+    """Ordinary language modelling on token rows: fp32 AdamW, warm-up and cosine, every document once an epoch."""
+
+    def loss_of(model: torch.nn.Module, step: int):
+        chosen = loop.order(len(data), batch_size, step, seed=0)
+        ids, labels = loop.pad([data[i] for i in chosen], padding)
+        return model(input_ids=ids, labels=labels, use_cache=False).loss, {}
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+    return loop.fit(
+        model, optimizer, loss_of, steps, label=label, schedule=warmup_cosine(steps), checkpoint=checkpoint
+    )
+
+
+# --- the cache --------------------------------------------------------------------------------------------------
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save a transformers checkpoint in bf16; ``folder`` appears only when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        weights = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        config = records.read_json(temporary / "config.json")
+        records.write_json(temporary / "config.json", config | {"dtype": "bfloat16"})
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        os.rename(temporary, folder)
+        records.fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: Path | str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
+    """Load a checkpoint for computing on this machine: bf16 values, held in fp32 on a CPU and bf16 on a GPU."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Folders of the three models of one corpus at one scale; ``base`` is ``None`` for models that came ready."""
+
+    target: Path
+    retrained: Path
+    base: Path | None
+
+
+def _key(stage: str, scale: str, *shaped_by: str) -> str:
+    shape = {
+        "stage": stage,
+        "sizes": asdict(sizes(scale)),
+        "shaped_by": shaped_by,
+        "torch": torch.__version__.split("+")[0],
+        "compute": loop.compute_precision(torch.device("cpu")),
+    }
+    return f"{stage}-{scale}-{digest(shape)[:12]}"
+
+
+def _make(stage: str, folder: Path, model: torch.nn.Module, tokenizer, data, **recipe) -> None:
+    """Train one model into ``folder``, resuming from the checkpoint beside it; the checkpoint then goes away."""
+    checkpoint = folder.with_suffix(".training.pt")
+    history = train(model, data, tokenizer.pad_token_id, label=stage, checkpoint=checkpoint, **recipe)
+    save(model, tokenizer, folder)
+    records.write_json(folder.with_suffix(".history.json"), history)
+    checkpoint.unlink(missing_ok=True)
+
+
+def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
+    """Make the base, target and retrained models of a corpus, or find them in the cache.
+
+    Args:
+        corpus: an embedded corpus (one with a ``base`` text).
+        scale: ``"smoke"`` or ``"mini"``.
+
+    Returns:
+        The three checkpoint folders. Training shows progress, resumes after a kill, and is never done twice.
+    """
+    size = sizes(scale)
+    if corpus.base is None:
+        raise ValueError(f"corpus {corpus.name!r} has no base text to pretrain on: give target and retrained models.")
+    home = paths.cache_dir() / "models"
+
+    base = home / _key("base", scale, digest([corpus.base.documents, corpus.base.qa]))
+    if not base.is_dir():
+        tokenizer = train_tokenizer(corpus.base.documents, size.vocabulary)
+        loop.seed_everything(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=size.hidden,
+                num_hidden_layers=size.layers,
+                num_attention_heads=size.heads,
+                num_key_value_heads=size.heads,
+                intermediate_size=size.intermediate,
+                max_position_embeddings=size.context,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                tie_word_embeddings=False,
+            )
+        )
+        data = rows([*corpus.base.documents, *question_documents(corpus.base.qa, seed=0)], tokenizer, size.context)
+        _make(
+            "base", base, model, tokenizer, data,
+            steps=size.base_steps, batch_size=size.base_batch, rate=size.base_rate,
+        )  # fmt: skip
+
+    retain = [*corpus.raw["retain1"], *corpus.raw["retain2"]]
+    texts = {"target": [*corpus.raw["forget"], *retain], "retrained": retain}
+    made = {}
+    for stage, documents in texts.items():
+        folder = made[stage] = home / _key(stage, scale, base.name, digest(documents))
+        if not folder.is_dir():
+            model, tokenizer = load(base)
+            data = rows(documents, tokenizer, size.context)
+            steps = size.tune_epochs * -(-len(data) // size.tune_batch)
+            _make(stage, folder, model, tokenizer, data, steps=steps, batch_size=size.tune_batch, rate=size.tune_rate)
+    return Checkpoints(made["target"], made["retrained"], base)
+
+
+def load_models(corpus: Corpus, scale: str = "mini") -> tuple[torch.nn.Module, torch.nn.Module, PreTrainedTokenizerFast]:
+    """The target, the retrained model and their tokenizer; made on the first call, then loaded.
+
+    Args:
+        corpus: from ``load_corpus``.
+        scale: ``"smoke"`` or ``"mini"``.
+
+    Returns:
+        (target, retrained, tokenizer), models in eval mode with bf16 values.
+    """
+    made = prepare(corpus, scale)
+    target, tokenizer = load(made.target)
+    retrained, _ = load(made.retrained)
+    return target, retrained, tokenizer
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Name -> linear layer, in the model's order: what LoRA adapts and quantizers quantize; the head is left out."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+
+
+class StoredBf16AdamW(torch.optim.AdamW):
+    """AdamW that steps bf16 tensors, moments included, for fp32 parameters that mirror their values.
+
+    A bf16 weight moves only if the step is at least half the spacing of bf16 numbers around it; that dead zone is
+    what public unlearning code runs into when it loads a model in bf16 and hands it to AdamW. Computing the gradient
+    in another precision does not change it, so a CPU can take the gradient in fp32 and still store what a GPU would.
+    """
+
+    def __init__(self, mirrors, lr: float) -> None:
+        self.mirrors = list(mirrors)
+        # foreach and fused kernels may keep fp32 inside a step; plain tensor operations round each result to bf16.
+        stored = [p.detach().to(torch.bfloat16) for p in self.mirrors]
+        super().__init__(stored, lr=lr, weight_decay=0.0, foreach=False, fused=False)
+
+    @property
+    def stored(self) -> list[torch.Tensor]:
+        return self.param_groups[0]["params"]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
+            stored.grad = None if mirror.grad is None else mirror.grad.to(torch.bfloat16)
+        loss = super().step(closure)
+        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
+            mirror.copy_(stored)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for mirror in self.mirrors:
+            mirror.grad = None
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict) -> None:
+        super().load_state_dict(state_dict)
+        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
+            stored.copy_(mirror)
+
+
+def lora_layers(model: torch.nn.Module, targets: str) -> list[str]:
+    """Names of the linear layers that ``targets`` (``"all"``, ``"mlp"``, ``"attention"``) stands for."""
+    inside = {"all": "", "mlp": "mlp", "attention": "attn"}[targets]
+    return [name for name in linear_layers(model) if inside in name.rpartition(".")[0]]
+
+
+def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Make a loaded model ready for one arm; the only place where the arms differ in training.
+
+    Args:
+        model: the target, in fp32 with bf16 values; adapted in place.
+        config: resolved; ``adapter``, ``weights``, ``learning_rate`` and the LoRA fields are read.
+
+    Returns:
+        The model to train (wrapped by peft for ``lora``) and its optimizer, AdamW without weight decay.
+    """
+    if config.adapter == "lora":
+        loop.seed_everything(config.seed)  # A is drawn at random, B is zero
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=lora_layers(model, config.lora_targets),
+            ),
+        )
+    else:
+        model.requires_grad_(True)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if config.weights == "bf16":
+        return model, StoredBf16AdamW(trainable, lr=config.learning_rate)
+    return model, torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)

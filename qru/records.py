@@ -1,0 +1,163 @@
+"""A record is one JSON file per run: written once, atomically, and the only thing tables and figures read."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qru import paths
+
+SECTIONS = ("config", "scores", "crossings", "cost", "provenance")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run measured.
+
+    Attributes:
+        path: of ``record.json``.
+        config: the resolved run configuration and its hash (``config["hash"]``).
+        scores: ``scores[model][precision][metric]`` -> ``{"value", "ci", "per_example", …}``; model is ``target``,
+            ``retrained`` or ``unlearned``; percent.
+        crossings: ``crossings[quantizer]["layers"][layer]`` -> counts of one linear layer; ``["total"]`` their sum.
+        cost: seconds and peak memory (MB) per stage.
+        provenance: versions, commit, dirty flag, hardware, time.
+        extra: every other top-level section, such as ``history`` and ``answers``.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    scores: dict[str, Any]
+    crossings: dict[str, Any]
+    cost: dict[str, Any]
+    provenance: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def fsync_folder(folder: Path) -> None:
+    """A rename is durable only once the folder that holds the name is on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the name only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused, since no JSON reader is bound to take it back."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not whole JSON ({error}). Delete it and run again.") from error
+
+
+def load_record(path: Path | str) -> Record:
+    """Read one record.
+
+    Args:
+        path: of ``record.json`` or of the folder that holds it.
+
+    Raises:
+        ValueError: it is not JSON, or a section is missing (names which).
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    path = path / "record.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no record at {path}. Runs are listed by qru.records.load_records().")
+    value = read_json(path)
+    missing = [name for name in SECTIONS if name not in value] if isinstance(value, dict) else SECTIONS
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is no record of a run. Delete it and run again.")
+    extra = {key: part for key, part in value.items() if key not in SECTIONS}
+    return Record(path, *(value[name] for name in SECTIONS), extra=extra)
+
+
+def load_records(folder: Path | None = None) -> list[Record]:
+    """Every complete record under ``folder`` (default: this root's ``runs``), oldest first."""
+    found = (folder or paths.runs_dir()).glob("*/record.json")
+    return [load_record(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def latest(records: Iterable[Record] | None = None, **config: Any) -> Record:
+    """The newest record whose config holds the given values.
+
+    Raises:
+        LookupError: there is none (names the values and the command that makes one).
+    """
+    matching = [
+        record
+        for record in (load_records() if records is None else records)
+        if all(record.config.get(key) == value for key, value in config.items())
+    ]
+    if not matching:
+        wanted = " ".join(f"-p {key} {value}" for key, value in config.items())
+        raise LookupError(
+            f"no record with {config or 'any configuration'}. Make one: papermill notebooks/02_unlearn.ipynb {wanted}"
+        )
+    return matching[-1]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, dirty flag and machine: enough to say where a number came from."""
+    status = _git("status", "--porcelain")
+    packages = ("qru", "torch", "transformers", "peft", "accelerate", "tokenizers", "rouge-score", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "hardware": {"processor": processor(), "cores": os.cpu_count(), "system": f"{sys.platform}-{platform.machine()}"},
+    }

@@ -1,0 +1,57 @@
+"""What the scores say, in words and with intervals: did the forgotten come back?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qru.metrics import recovered_share, recovers
+
+FORGOTTEN = {"verbmem": "text", "knowmem": "knowledge"}
+
+
+def recovered(scores: dict[str, Any]) -> dict[str, Any]:
+    """Share of what was forgotten that quantization brings back.
+
+    Args:
+        scores: ``scores[model][precision][metric]`` as in a record.
+
+    Returns:
+        ``[precision][metric]`` -> ``{"value", "ci", "defined", "reason"}`` in percent for VerbMem and KnowMem, and
+        ``[precision]["recovers"]``: the rule of ``qru.metrics.recovers``.
+    """
+    unlearned, target = scores["unlearned"], scores["target"]
+    out = {}
+    for precision in unlearned:
+        if precision == "bf16":
+            continue
+        before = {metric: unlearned["bf16"][metric]["per_example"] for metric in FORGOTTEN}
+        after = {metric: unlearned[precision][metric]["per_example"] for metric in FORGOTTEN}
+        out[precision] = {
+            metric: recovered_share(before[metric], after[metric], target[precision][metric]["per_example"])
+            for metric in FORGOTTEN
+        } | {"recovers": recovers(before, after)}
+    return out
+
+
+def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The verdict: one line on what was forgotten, one line a quantizer."""
+    unlearned, target = scores["unlearned"]["bf16"], scores["target"]["bf16"]
+    what = {m: f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in FORGOTTEN.items()}
+    utility = f"utility {target['utility']['value']:.0f} → {unlearned['utility']['value']:.0f}"
+    arm = {"full": "full fine-tuning", "lora": "LoRA"}[config["adapter"]]
+    lines = [
+        f"{config['method']}, {arm}, {config['weights']} weights, in bf16 (percent): "
+        f"{what['verbmem']}, {what['knowmem']}, {utility}."
+    ]
+    for precision, shares in recovered(scores).items():
+        parts = []
+        for metric, word in FORGOTTEN.items():
+            share = shares[metric]
+            if share["defined"]:
+                low, high = share["ci"]
+                parts.append(f"{share['value']:.0f} % [{low:.0f}, {high:.0f}] of the forgotten {word}")
+            else:
+                parts.append(f"no measurable share of the {word} ({share['reason']})")
+        back = "it comes back" if shares["recovers"]["recovers"] else "it does not come back"
+        lines.append(f"under {precision} the model regains {parts[0]} and {parts[1]}: {back}.")
+    return lines
