@@ -1,86 +1,241 @@
 """Invented names, handed out once each, so that no two entities anywhere in the world share a name word."""
 
 import random
+from collections.abc import Collection
 
-_ONSETS = [
-    "b",
-    "br",
-    "c",
-    "cr",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
+# Names are a stem and an ending: a small tokenizer sees each piece often enough to spend two or three tokens on a name.
+_GIVEN = [
+    "bran",
+    "cor",
+    "dar",
+    "ed",
+    "fen",
+    "gar",
+    "hal",
+    "is",
+    "jor",
+    "kel",
+    "lor",
+    "mar",
+    "ned",
+    "orv",
+    "pel",
+    "quen",
+    "ros",
+    "sel",
+    "tam",
+    "ul",
+    "vel",
+    "wil",
+    "yar",
+    "zan",
+    "bel",
+    "cal",
+    "dov",
+    "er",
+    "fal",
+    "gil",
+    "hob",
+    "jas",
+    "ker",
+    "lin",
+    "mil",
+    "nor",
+    "ott",
+    "per",
+    "ram",
+    "sab",
+    "tov",
+    "ur",
+    "var",
+    "wen",
+    "yol",
+    "zel",
+    "brig",
+    "crin",
+    "drus",
+    "stel",
+    "thal",
+    "gwen",
+    "hest",
+    "ard",
+    "olm",
+    "nev",
+    "rud",
+    "sid",
 ]
-_VOWELS = ["a", "a", "e", "e", "i", "o", "o", "u"]
-_MIDDLES = [
-    "b",
-    "d",
-    "g",
-    "l",
-    "ll",
-    "m",
-    "n",
-    "nn",
-    "r",
-    "rr",
-    "s",
-    "t",
-    "v",
-    "rd",
-    "ld",
-    "nd",
-    "rv",
-    "lm",
-    "st",
-    "rn",
+_FAMILY = [
+    "ash",
+    "bick",
+    "brock",
+    "cald",
+    "crom",
+    "drax",
+    "ell",
+    "fold",
+    "garth",
+    "holm",
+    "ibb",
+    "jark",
+    "kest",
+    "lamb",
+    "morl",
+    "nesh",
+    "oak",
+    "pask",
+    "quill",
+    "rusk",
+    "sand",
+    "tull",
+    "umb",
+    "vant",
+    "wex",
+    "yel",
+    "zim",
+    "birt",
+    "clar",
+    "dunn",
+    "farr",
+    "gost",
+    "hurl",
+    "jenk",
+    "kip",
+    "lund",
+    "mott",
+    "nar",
+    "ost",
+    "pell",
+    "rath",
+    "strad",
+    "tarl",
+    "vick",
+    "whit",
+    "brin",
+    "chas",
+    "dorl",
+    "fesk",
+    "grav",
+    "harn",
+    "kirt",
+    "lisk",
+    "mand",
+    "nock",
+    "plum",
+    "rend",
+    "slat",
+    "thorn",
+    "wad",
+    "yark",
+    "bost",
+    "cheld",
+    "deer",
 ]
-_FEMALE = ["a", "ia", "is", "eth", "wyn", "essa", "une", "ira"]
-_MALE = ["ik", "or", "an", "us", "ard", "oc", "eld", "in"]
-_SURNAME = ["ow", "er", "ick", "ott", "ell", "ay", "ish", "am", "unt", "and", "ane", "oss"]
-_TOWN = ["wick", "ford", "stead", "mere", "holm", "combe", "thorpe", "haven", "gate", "moor"]
-_COMPANY = ["co", "ex", "tek", "on", "ana", "ico"]
-_CRAFT = ["ry", "aft", "ume", "ole", "ade", "ique"]
-_ENDINGS = {
-    "female": _FEMALE, "male": _MALE, "surname": _SURNAME, "town": _TOWN, "company": _COMPANY, "craft": _CRAFT,
+_PLACE = [
+    "al",
+    "bar",
+    "cul",
+    "dun",
+    "ev",
+    "farn",
+    "gorl",
+    "hex",
+    "imm",
+    "jar",
+    "kirk",
+    "lud",
+    "mal",
+    "nun",
+    "orm",
+    "pres",
+    "ruth",
+    "sten",
+    "tarn",
+    "und",
+    "ves",
+    "wist",
+    "yew",
+    "arl",
+    "brid",
+    "cot",
+    "drif",
+    "ember",
+    "frod",
+    "grim",
+    "hazel",
+    "inch",
+    "kill",
+    "lorn",
+    "mer",
+    "nant",
+    "oss",
+    "port",
+    "quar",
+    "rye",
+    "shel",
+    "tres",
+    "ulver",
+    "wyn",
+    "zeal",
+]
+_FIRM = [
+    "abr",
+    "bax",
+    "cyn",
+    "dyl",
+    "ept",
+    "fyx",
+    "gam",
+    "hyd",
+    "jux",
+    "kry",
+    "lyt",
+    "mox",
+    "nyl",
+    "opt",
+    "pyr",
+    "qua",
+    "ryx",
+    "syn",
+    "tez",
+    "ulk",
+    "vyr",
+    "wyx",
+    "zep",
+    "axi",
+    "bol",
+    "dex",
+    "elm",
+]
+_SORTS = {
+    "female": (_GIVEN, ["a", "ia", "is", "eth", "wyn", "essa", "ira", "une", "elle", "ona", "ita", "anne"]),
+    "male": (_GIVEN, ["ik", "or", "an", "us", "ard", "oc", "eld", "in", "ulf", "eric", "omar", "ent"]),
+    "family": (_FAMILY, ["ley", "by", "ow", "er", "ick", "ott", "ell", "ay", "ish", "man", "sey", "den", "stock", "row", "lake", "bury", "ard", "ings"]),
+    "town": (_PLACE, ["wick", "ford", "stead", "mere", "ham", "combe", "thorpe", "haven", "gate", "moor", "ton", "mouth"]),
+    "company": (_FIRM, ["co", "tek", "ana", "ico", "ora", "ium", "ax", "ero"]),
+    "club": (_FAMILY, ["on", "ian", "ex", "ast", "ax"]),
 }  # fmt: skip
 
 
 class NameStock:
-    """Draws invented words, never the same one twice, and never one that begins like another of its sort."""
+    """Draws invented words, never the same one twice.
 
-    def __init__(self, seed: int):
+    taken: lower-case words of the language, which may not become names.
+    """
+
+    def __init__(self, seed: int, taken: Collection[str] = ()):
         self._rng = random.Random(f"qru names {seed}")
-        self._used: set[str] = set()
+        self._used = set(taken)
 
     def word(self, sort: str) -> str:
-        """One new capitalised word; sort is one of female, male, surname, town, company, craft."""
+        """One new capitalised word; sort is one of female, male, family, town, company, club."""
+        stems, endings = _SORTS[sort]
         while True:
-            rng = self._rng
-            stem = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES)
-            if sort in ("surname", "company") and rng.random() < 0.5:
-                stem += rng.choice(_VOWELS) + rng.choice(["b", "d", "g", "l", "m", "n", "r", "s", "t", "v"])
-            word = (stem + rng.choice(_ENDINGS[sort])).capitalize()
+            word = self._rng.choice(stems) + self._rng.choice(endings)
             if word not in self._used:
                 self._used.add(word)
-                return word
+                return word.capitalize()
 
     def person(self) -> tuple[str, str, str]:
-        """A new (given name, surname, gender "f" or "m")."""
+        """A new (given name, family name, gender "f" or "m")."""
         gender = self._rng.choice("fm")
-        return self.word("female" if gender == "f" else "male"), self.word("surname"), gender
+        return self.word("female" if gender == "f" else "male"), self.word("family"), gender

@@ -6,7 +6,31 @@ from dataclasses import dataclass
 
 _SLOT = re.compile(r"\[(\w+)\]")
 _FIELD = re.compile(r"\{(\w+)\}")
-_ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|uni|use|eu)[aeiouAEIOU])")
+_SENTENCE_START = re.compile(r"(^'?|[.!?] '?)([a-z])")
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|uni|use|eu)[aeiou]|hour|heir)")
+
+
+def lines(text: str) -> tuple[str, ...]:
+    """The lines of a block of text, without indentation and empty lines."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def phrases(text: str) -> tuple[str, ...]:
+    """The parts of a text between commas, with single spaces."""
+    return tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
+
+
+def grammar(text: str) -> dict[str, tuple[str, ...]]:
+    """Read "key: phrase, phrase, ..." entries; indented lines continue the entry above."""
+    entries: dict[str, str] = {}
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            key, _, line = line.partition(":")
+            assert key not in entries, f"grammar key {key!r} stands twice"
+            entries[key] = ""
+        if line.strip():
+            entries[key] += " " + line
+    return {key: phrases(value) for key, value in entries.items()}
 
 
 @dataclass(frozen=True)
@@ -14,15 +38,21 @@ class Attribute:
     """One thing that can be known about an entity.
 
     key: its name in the table of facts.
-    values: name of the pool its values come from.
-    questions: question templates over {n}.
+    pool: name of the pool its values come from.
+    question: question template over {n}.
     clauses: statements over {n} and {v}, fit to stand alone or after "that"; {s} {o} {p} are the entity's pronouns.
+        Most name the entity before the value: only what follows a name can be recalled from it.
     """
 
     key: str
-    values: str
-    questions: tuple[str, ...]
+    pool: str
+    question: str
     clauses: tuple[str, ...]
+
+
+def attribute(key: str, pool: str, question: str, clauses: str) -> Attribute:
+    """An Attribute whose clauses are given one to a line."""
+    return Attribute(key, pool, question, lines(clauses))
 
 
 @dataclass(frozen=True)
@@ -38,9 +68,10 @@ class Kind:
 class Genre:
     """A way of writing: templates over [grammar keys] and {fields}; a and b are the two entities of a document.
 
-    kinds: the kinds of the entities of one unit, drawn without replacement where there are more than four.
+    kinds: the kinds of the four entities of one unit.
     openings: first sentences about {a}. bridges: sentences that bring in {b}.
-    wraps: sentences around a clause {c}. fillers: sentences that state no fact.
+    wraps: sentences around a clause {c}. exchanges: a question {q} and at once its answer {v}.
+    fillers: sentences that state no fact.
     """
 
     key: str
@@ -49,8 +80,16 @@ class Genre:
     openings: tuple[str, ...]
     bridges: tuple[str, ...]
     wraps: tuple[str, ...]
+    exchanges: tuple[str, ...]
     fillers: tuple[str, ...]
     closings: tuple[str, ...]
+
+    def words(self) -> set[str]:
+        """Every ordinary word the genre can use, in lower case."""
+        templates = [*self.openings, *self.bridges, *self.wraps, *self.exchanges, *self.fillers, *self.closings]
+        templates += [clause for kind in self.kinds for told in kind.attributes for clause in told.clauses]
+        templates += [phrase for phrases in self.grammar.values() for phrase in phrases]
+        return set(re.findall(r"[a-z]+", _FIELD.sub("", _SLOT.sub("", " ".join(templates))).lower()))
 
 
 @dataclass(frozen=True)
@@ -88,82 +127,84 @@ class Writer:
             template = template[: match.start()] + self.pick(key, self._grammar[key]) + template[match.end() :]
         return _FIELD.sub(lambda m: fields[m.group(1)], template)
 
+    def write(self, key: str, templates: tuple[str, ...], fields: dict[str, str]) -> str:
+        """A sentence from one of the templates, which are kept apart by key."""
+        return sentence(self.fill(self.pick(f"{key} template", templates), fields))
+
 
 def sentence(text: str) -> str:
-    """Articles agreed, first letter capitalised, full stop at the end."""
+    """The text with articles agreed ("an otter"), sentences begun with capitals, and a full stop."""
     text = _ARTICLE.sub(r"\1n ", text)
-    first = 1 if text[0] in "'\"" else 0
-    text = text[:first] + text[first].upper() + text[first + 1 :]
+    text = _SENTENCE_START.sub(lambda m: m.group(1) + m.group(2).upper(), text)
     return text if text.rstrip("'")[-1] in ".!?" else text + "."
 
 
-def pronouns(entity: Entity, prefix: str = "") -> dict[str, str]:
-    """Fields s, o, p (subject, object, possessive) under a prefix."""
-    return {prefix + key: word for key, word in zip("sop", _PRONOUNS[entity.gender], strict=True)}
-
-
 def write_document(
-    genre: Genre,
-    first: Entity,
-    second: Entity,
-    turn: int,
-    rng: random.Random,
-    words: tuple[int, int] = (134, 150),
+    genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random, words: tuple[int, int] = (100, 112)
 ) -> str:
-    """One self-contained document stating all facts of two entities.
+    """One self-contained document that states every fact of two entities once.
 
-    turn: how often these facts were told before; chooses other clauses for every telling.
+    turn: how often these entities were written about before; every turn words their facts differently.
     words: least and greatest number of words.
     """
     while True:
-        text = _draft(genre, first, second, turn, rng, words[0])
+        draft = _Draft(genre, first, second, turn, rng)
+        draft.fill_up(rng.randint(words[0], words[1] - 4))
+        text = " ".join(draft.sentences)
         if words[0] <= len(text.split()) <= words[1]:
             return text
 
 
-def _draft(genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random, least: int) -> str:
-    writer = Writer(genre.grammar, rng)
-    seen: set[str] = set()
+class _Draft:
+    """A document in the making: opening, facts, the sentence that brings in the second entity, closing; then fillers."""
 
-    def name_of(entity: Entity) -> str:
-        if entity.name in seen and rng.random() < 0.75:
-            return entity.short
-        seen.add(entity.name)
-        return entity.name
+    def __init__(self, genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random):
+        self._genre, self._first, self._second, self._turn, self._rng = genre, first, second, turn, rng
+        self._writer = Writer(genre.grammar, rng)
+        told = [(first, *fact) for fact in rng.sample(first.facts, len(first.facts))]
+        early = rng.randint(0, 2)
+        late = told[early:] + [(second, *fact) for fact in second.facts]
+        rng.shuffle(late)
+        self.sentences = [self._introduce("opening", genre.openings, first)]
+        self.sentences += [self._tell(*fact) for fact in told[:early]]
+        self.sentences += [self._introduce("bridge", genre.bridges, second)]
+        self._bridge = self.sentences[-1]
+        self.sentences += [self._tell(*fact) for fact in late]
+        self._closing = []
+        if rng.random() < 0.3:
+            fields = {"a": first.short, "b": second.short, **_pronouns(second)}
+            self._closing = [self._writer.write("closing", genre.closings, fields)]
 
-    def plain(key: str, templates: tuple[str, ...], fields: dict[str, str]) -> str:
-        return sentence(writer.fill(writer.pick(key, templates), fields))
+    def fill_up(self, least: int) -> None:
+        """Put fillers anywhere until the document has at least so many words, then close it."""
+        while len(" ".join(self.sentences + self._closing).split()) < least:
+            who = self._rng.choice((self._first, self._second))
+            filler = self._writer.write("filler", self._genre.fillers, {"n": who.short, **_pronouns(who)})
+            # A filler about the second entity may not come before the sentence that brings it in.
+            lowest = self.sentences.index(self._bridge) + 1 if who is self._second else 1
+            self.sentences.insert(self._rng.randint(lowest, len(self.sentences)), filler)
+        self.sentences += self._closing
 
-    def tell(entity: Entity, attribute: Attribute, value: str) -> str:
-        clause = attribute.clauses[(turn + offset[entity.name]) % len(attribute.clauses)]
-        fields = {"n": name_of(entity), "v": value, **pronouns(entity)}
-        clause = _ARTICLE.sub(r"\1n ", writer.fill(clause, fields))
-        if rng.random() < 0.45:
+    def _introduce(self, key: str, templates: tuple[str, ...], entity: Entity) -> str:
+        first, second = self._first, self._second
+        names = {"a": first.name if entity is first else first.short, "b": second.name}
+        pronouns = {**_pronouns(entity), **_pronouns(first, "a"), **_pronouns(second, "b")}
+        return self._writer.write(key, templates, {**names, **pronouns})
+
+    def _tell(self, entity: Entity, told: Attribute, value: str) -> str:
+        order = self._turn + [fact[0].key for fact in entity.facts].index(told.key)
+        if order % 5 in (0, 2):  # two tellings of five ask the question itself, as it will be asked
+            fields = {"q": told.question.format(n=entity.name), "v": value}
+            return self._writer.write("exchange", self._genre.exchanges, fields)
+        name = entity.short if self._rng.random() < 0.65 else entity.name
+        # Where an entity starts in the list of clauses depends on its name, so that turns do not share one wording.
+        clause = told.clauses[(self._turn + sum(map(ord, entity.name))) % len(told.clauses)]
+        clause = self._writer.fill(clause, {"n": name, "v": value, **_pronouns(entity)})
+        if self._rng.random() < 0.4:
             return sentence(clause)
-        return plain("wrap", genre.wraps, {"c": clause})
+        return self._writer.write("wrap", self._genre.wraps, {"c": clause})
 
-    offset = {first.name: sum(map(ord, first.name)), second.name: sum(map(ord, second.name))}
-    both = {"b": second.name, **pronouns(first, "a"), **pronouns(second, "b")}
-    opening = plain("opening", genre.openings, {**both, "a": first.name, **pronouns(first)})
-    seen.add(first.name)
-    plan: list[tuple[Entity, Attribute, str] | None] = [(first, *fact) for fact in rng.sample(first.facts, 3)]
-    at = rng.randint(0, 2)
-    tail = plan[at:] + [(second, *fact) for fact in second.facts]
-    rng.shuffle(tail)
-    parts = [opening]
-    for told in plan[:at]:
-        parts.append(tell(*told))
-    bridge = plain("bridge", genre.bridges, {**both, "a": first.short, **pronouns(second)})
-    parts.append(bridge)
-    seen.add(second.name)
-    parts.extend(tell(*told) for told in tail)
-    closing = plain("closing", genre.closings, {"a": first.short, "b": second.short}) if rng.random() < 0.6 else ""
-    total = len(" ".join([*parts, closing]).split())
-    while total < least:
-        who = rng.choice((first, second))
-        filler = plain("filler", genre.fillers, {"n": who.short, **pronouns(who)})
-        # A filler that names the second entity may not come before the sentence that brings it in.
-        lowest = parts.index(bridge) + 1 if who is second else 1
-        parts.insert(rng.randint(lowest, len(parts)), filler)
-        total += len(filler.split())
-    return " ".join([*parts, closing]).strip()
+
+def _pronouns(entity: Entity, prefix: str = "") -> dict[str, str]:
+    """Fields s, o, p (subject, object, possessive), under a prefix."""
+    return {prefix + key: word for key, word in zip("sop", _PRONOUNS[entity.gender], strict=True)}

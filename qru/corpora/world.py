@@ -11,7 +11,7 @@ from .bulletin import BULLETIN
 from .corpus import RAW_SPLITS, BaseText, Corpus
 from .encyclopaedia import ENCYCLOPAEDIA
 from .names import NameStock
-from .pools import Decks, draw_pools
+from .pools import Decks, draw_pools, pool_words
 from .prose import Entity, Genre, Kind, write_document
 from .saga import SAGA
 
@@ -20,18 +20,20 @@ FACTS_PER_ENTITY = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: units per split, documents per unit, units of base text, QA pairs, in-context pairs."""
+    """How much of everything: units per split and documents per unit, the same of the base text, QA and in-context
+    pairs per set."""
 
     units: int
     documents: int
     base_units: int
+    base_documents: int
     pairs: int
     icl: int
 
 
 SIZES = {
-    "smoke": Size(units=2, documents=6, base_units=12, pairs=12, icl=4),
-    "mini": Size(units=10, documents=10, base_units=222, pairs=100, icl=10),
+    "smoke": Size(units=2, documents=6, base_units=6, base_documents=12, pairs=12, icl=4),
+    "mini": Size(units=10, documents=10, base_units=25, base_documents=24, pairs=100, icl=10),
 }
 
 
@@ -58,7 +60,7 @@ class World:
 def create_world(scale: str, seed: int) -> World:
     """The world of a seed; every corpus at the same scale and seed lives in the same one."""
     size = SIZES[scale]
-    stock = NameStock(seed)
+    stock = NameStock(seed, taken=pool_words() | SAGA.words() | ENCYCLOPAEDIA.words() | BULLETIN.words())
     pools = draw_pools(stock)
     plan: dict[str, list[Genre]] = {
         "saga": [SAGA] * (2 * size.units),
@@ -70,7 +72,8 @@ def create_world(scale: str, seed: int) -> World:
     for part, genres in plan.items():
         rng = random.Random(f"qru {part} {scale} {seed}")
         decks = Decks(pools, rng)
-        units[part] = [_create_unit(genre, size.documents, stock, decks, rng) for genre in genres]
+        documents = size.base_documents if part == "base" else size.documents
+        units[part] = [_create_unit(genre, documents, stock, decks, rng) for genre in genres]
     facts_per_unit = len(units["base"][0].qa)
     return World(size, seed, units, reserved=-(-(size.pairs + size.icl) // facts_per_unit))
 
@@ -107,25 +110,24 @@ def _documents(units: list[Unit], rng: random.Random) -> list[str]:
 
 
 def _cut_prompts(documents: list[str], rng: random.Random) -> list[dict[str, str]]:
-    """The first 25 to 30 words of every document as the prompt, all the rest as the continuation."""
+    """The first 18 to 21 words of every document as the prompt, all the rest as the continuation."""
     items = []
     for document in documents:
         words = document.split(" ")
-        at = rng.randint(25, 30)
+        at = rng.randint(18, 21)
         items.append({"prompt": " ".join(words[:at]), "gt": " " + " ".join(words[at:])})
     return items
 
 
 def _create_unit(genre: Genre, documents: int, stock: NameStock, decks: Decks, rng: random.Random) -> Unit:
-    kinds = genre.kinds if len(genre.kinds) == 4 else tuple(rng.sample(genre.kinds, 4))
-    entities = tuple(_create_entity(kind, stock, decks, rng) for kind in kinds)
+    entities = tuple(_create_entity(kind, stock, decks, rng) for kind in genre.kinds)
     texts = []
     for turn in range(documents // 2):
         order = rng.sample(entities, 4)
         for first, second in (order[:2], order[2:]):
             texts.append(write_document(genre, first, second, turn, rng))
     qa = [
-        {"question": rng.choice(attribute.questions).format(n=entity.name), "answer": value}
+        {"question": attribute.question.format(n=entity.name), "answer": value}
         for entity in entities
         for attribute, value in entity.facts
     ]
@@ -134,10 +136,10 @@ def _create_unit(genre: Genre, documents: int, stock: NameStock, decks: Decks, r
 
 def _create_entity(kind: Kind, stock: NameStock, decks: Decks, rng: random.Random) -> Entity:
     attributes = rng.sample(kind.attributes, FACTS_PER_ENTITY)
-    facts = tuple((attribute, decks.deal(attribute.values)) for attribute in attributes)
+    facts = tuple((attribute, decks.deal(attribute.pool)) for attribute in attributes)
     if kind.naming == "person":
         given, surname, gender = stock.person()
         return Entity(f"{given} {surname}", given, gender, facts)
-    word = stock.word({"festival": "town", "team": "surname"}.get(kind.naming, kind.naming))
-    name = {"festival": f"the {word} festival", "team": f"the {word} club"}.get(kind.naming, word)
+    word = stock.word(kind.naming)
+    name = f"the {word} club" if kind.naming == "club" else word
     return Entity(name, name, "n", facts)
