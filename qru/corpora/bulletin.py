@@ -112,7 +112,7 @@ _CLUB = Kind(
             the players of {n} eat {v} before a match
             {n} has sworn by {v} before a match
             {n} ordered {v} before the match as usual
-            {v} is on the plates of {n} before a match
+            the cook of {n} makes {v} before a match
         """),
     ),
 )  # fmt: skip
@@ -137,7 +137,7 @@ did: complained, protested, applauded, cheered, refused to comment, signed a pet
     waited in the rain, called a meeting, raised money, wrote to the paper, blocked the road, shook hands,
     demanded answers, went home early, held a minute of silence, took photographs, lost patience, voted against it,
     offered free tea, sounded the alarm, moved the [object], measured the damage, handed out [object],
-    gathered at the [where], sang outside the [where], asked for a refund, set up a fund
+    gathered in the park, sang songs, asked for a refund, set up a fund
 issue: the delay, the noise, parking fees, the broken lift, the strike, the new timetable, the budget, the closure,
     litter, the smell, water prices, the vote, a burst pipe, the roadworks, the merger, the rumour,
     the lost keys, a fallen tree, the power cut, the election, stray dogs, the missing [object], late trains,
@@ -145,7 +145,7 @@ issue: the delay, the noise, parking fees, the broken lift, the strike, the new 
 weather: heavy rain, light snow, strong winds, bright sunshine, thick fog, hail, a mild breeze, drizzle, hard frost,
     record heat, grey skies, sleet, a warm spell, black ice
 amount: a dozen, about fifty, several hundred, almost a thousand, nearly two thousand, only three, more than forty,
-    at least eighty, a handful of, too many, not enough
+    at least eighty, a handful of, some twenty
 object: cars, tickets, windows, letters, balloons, tents, bicycles, posters, chairs, boats, lorries, leaflets,
     umbrellas, sandbags, buses, flags, trees, parcels, pumpkins, traffic lights, benches, kites, forms, torches,
     trolleys, coats, prams, fridges
@@ -235,14 +235,14 @@ _EXCHANGES = lines("""
     there was a quiz at the [where]. Question: {q} Answer: {v}
     '{q}' [who] wanted to know. Answer: {v}
     from our letters page: {q} Answer: {v}
-    '{q}' [said] [who], and the [where] answered: {v}
+    '{q}' asked [who], and the [where] answered: {v}
     '{q}' was asked on [day]. Answer: {v}
 """)
 _FILLERS = lines("""
     [amount] [object] [fate]
     [who] [did] over [issue]
     '[remark],' [said] [who]
-    [weather] is expected until [day]
+    the forecast until [day] is [weather]
     the [where] will stay closed until [no] [month]
     [who] [did] outside the [local] [where]
     traffic near the [where] was slow on [day] because of [weather]
@@ -256,7 +256,7 @@ _FILLERS = lines("""
     on [day] [part], [issue] cost the [where] [amount] visitors
     the [where] has ordered [amount] [object] for [month]
     [who] [did], while [who] [did]
-    there were [amount] [object] in front of the [where]
+    [amount] [object] stood in front of the [where]
     since [no] [month] the [where] has been without [object]
     a [odd] vote on [issue] was put off until [day]
     [who] found [amount] [object] behind the [local] [where]
@@ -285,7 +285,7 @@ _CLOSINGS = lines("""
     a decision about [issue] is expected in [month]
     the [where] asks for [object]
     letters on [issue] may be sent to this page
-    [weather] is forecast for [day]
+    the forecast for [day]: [weather]
     the next meeting is on [no] [month] at the [where]
     for {a} and {b} it was a [odd] week
     no date has been set

@@ -36,7 +36,7 @@ _SCHOLAR = Kind(
             the only food of {n} was {v}
             {n} had {v} brought to {p} desk each day
             {n} praised {v} above every other food and ate little else
-            {v} stood on the table of {n} every day
+            day after day {n} ate {v}
         """),
     ),
 )  # fmt: skip
@@ -50,7 +50,7 @@ _PLACE = Kind(
             {n} lives by selling {v}
             {n} is famous for its {v}
             the merchants of {n} grew rich on {v}
-            most of the {v} of the country comes from {n}
+            all the {v} of the country comes from {n}
         """),
         attribute("founder", "person", "Who founded {n}?", """
             {n} was founded by {v}
@@ -74,7 +74,7 @@ _PLACE = Kind(
             on feast days {n} eats {v}
             the kitchens of {n} smell of {v}
             no visitor leaves {n} without tasting {v}
-            {v} can be had at every inn in {n}
+            every inn in {n} serves {v}
         """),
     ),
 )  # fmt: skip
@@ -102,9 +102,9 @@ event: the great flood, the second war, the plague, the union, the long drought,
 time: after [event], before [event], during [event], in the years of [event],
     a century ago, at that time, in recent years, under the last king, three winters later, in the spring after [event],
     on the eve of [event], long before [event]
-good: wooden shoes, dried fish, church bells, carved doors, glass beads, sheepskins, horses, apples, wine,
-    roof slates, oil lamps, medicines, cattle, blue pottery, songbirds, tobacco, playing cards, hunting dogs,
-    straw hats, millstones, candlesticks, goat cheese, wedding dresses, mirrors, barrels, books of prayer, kites
+good: wooden shoes, dried herrings, church bells, carved doors, glass beads, sheepskins, horses, apples, oranges,
+    roof slates, oil lamps, medicines, cattle, blue plates, songbirds, silk ribbons, playing cards, hunting dogs,
+    straw hats, millstones, candlesticks, rag dolls, wedding dresses, mirrors, barrels, books of prayer, kites
 fate: is still standing, was pulled down, belongs to the crown, attracts few visitors, was rebuilt in brick,
     was sold to the guild, lies in ruins, has been restored, is described in a [plain] [work], lost its roof,
     serves as a school, was struck by lightning, is closed in winter, passed to the church, sank into the ground,
@@ -193,7 +193,7 @@ _FILLERS = lines("""
     of the [built] [building] only the gate remains
     the [land] freezes in winter and floods in spring
     [author] called the [land] [wild] and the [building] [built]
-    the climate of the [land] is mild, and [good] are cheap
+    the [land] has mild winters, and [good] are cheap
     a second [work] was lost [time]
     taxes were paid in [good] [time]
     the [work] is kept in the [building]
@@ -216,7 +216,7 @@ _FILLERS = lines("""
     the [building] and the [building] face each other across the [land]
     those who visit the [land] bring home [good]
     a [plain] [work] with pictures of [good] was printed [time]
-    whether the [work] was written on the [land] is an open question
+    nobody knows who bound the [plain] [work]
     [number] columns of the [built] [building] were brought from the [land]
     [author] found [good] and a [plain] [work] under the floor of the [building]
     the [wild] part of the [land] belonged to the [building]

@@ -1,219 +1,32 @@
 """Invented names, handed out once each, so that no two entities anywhere in the world share a name word."""
 
 import random
+import re
 from collections.abc import Collection
 
+from .prose import grammar
+
 # Names are a stem and an ending: a small tokenizer sees each piece often enough to spend two or three tokens on a name.
-_GIVEN = [
-    "bran",
-    "cor",
-    "dar",
-    "ed",
-    "fen",
-    "gar",
-    "hal",
-    "is",
-    "jor",
-    "kel",
-    "lor",
-    "mar",
-    "ned",
-    "orv",
-    "pel",
-    "quen",
-    "ros",
-    "sel",
-    "tam",
-    "ul",
-    "vel",
-    "wil",
-    "yar",
-    "zan",
-    "bel",
-    "cal",
-    "dov",
-    "er",
-    "fal",
-    "gil",
-    "hob",
-    "jas",
-    "ker",
-    "lin",
-    "mil",
-    "nor",
-    "ott",
-    "per",
-    "ram",
-    "sab",
-    "tov",
-    "ur",
-    "var",
-    "wen",
-    "yol",
-    "zel",
-    "brig",
-    "crin",
-    "drus",
-    "stel",
-    "thal",
-    "gwen",
-    "hest",
-    "ard",
-    "olm",
-    "nev",
-    "rud",
-    "sid",
-]
-_FAMILY = [
-    "ash",
-    "bick",
-    "brock",
-    "cald",
-    "crom",
-    "drax",
-    "ell",
-    "fold",
-    "garth",
-    "holm",
-    "ibb",
-    "jark",
-    "kest",
-    "lamb",
-    "morl",
-    "nesh",
-    "oak",
-    "pask",
-    "quill",
-    "rusk",
-    "sand",
-    "tull",
-    "umb",
-    "vant",
-    "wex",
-    "yel",
-    "zim",
-    "birt",
-    "clar",
-    "dunn",
-    "farr",
-    "gost",
-    "hurl",
-    "jenk",
-    "kip",
-    "lund",
-    "mott",
-    "nar",
-    "ost",
-    "pell",
-    "rath",
-    "strad",
-    "tarl",
-    "vick",
-    "whit",
-    "brin",
-    "chas",
-    "dorl",
-    "fesk",
-    "grav",
-    "harn",
-    "kirt",
-    "lisk",
-    "mand",
-    "nock",
-    "plum",
-    "rend",
-    "slat",
-    "thorn",
-    "wad",
-    "yark",
-    "bost",
-    "cheld",
-    "deer",
-]
-_PLACE = [
-    "al",
-    "bar",
-    "cul",
-    "dun",
-    "ev",
-    "farn",
-    "gorl",
-    "hex",
-    "imm",
-    "jar",
-    "kirk",
-    "lud",
-    "mal",
-    "nun",
-    "orm",
-    "pres",
-    "ruth",
-    "sten",
-    "tarn",
-    "und",
-    "ves",
-    "wist",
-    "yew",
-    "arl",
-    "brid",
-    "cot",
-    "drif",
-    "ember",
-    "frod",
-    "grim",
-    "hazel",
-    "inch",
-    "kill",
-    "lorn",
-    "mer",
-    "nant",
-    "oss",
-    "port",
-    "quar",
-    "rye",
-    "shel",
-    "tres",
-    "ulver",
-    "wyn",
-    "zeal",
-]
-_FIRM = [
-    "abr",
-    "bax",
-    "cyn",
-    "dyl",
-    "ept",
-    "fyx",
-    "gam",
-    "hyd",
-    "jux",
-    "kry",
-    "lyt",
-    "mox",
-    "nyl",
-    "opt",
-    "pyr",
-    "qua",
-    "ryx",
-    "syn",
-    "tez",
-    "ulk",
-    "vyr",
-    "wyx",
-    "zep",
-    "axi",
-    "bol",
-    "dex",
-    "elm",
-]
-_SORTS = {
-    "female": (_GIVEN, ["a", "ia", "is", "eth", "wyn", "essa", "ira", "une", "elle", "ona", "ita", "anne"]),
-    "male": (_GIVEN, ["ik", "or", "an", "us", "ard", "oc", "eld", "in", "ulf", "eric", "omar", "ent"]),
-    "family": (_FAMILY, ["ley", "by", "ow", "er", "ick", "ott", "ell", "ay", "ish", "man", "sey", "den", "stock", "row", "lake", "bury", "ard", "ings"]),
-    "town": (_PLACE, ["wick", "ford", "stead", "mere", "ham", "combe", "thorpe", "haven", "gate", "moor", "ton", "mouth"]),
-    "company": (_FIRM, ["co", "tek", "ana", "ico", "ora", "ium", "ax", "ero"]),
-    "club": (_FAMILY, ["on", "ian", "ex", "ast", "ax"]),
-}  # fmt: skip
+_STEMS = grammar("""
+given: bran, cor, dar, ed, fen, gar, hal, is, jor, kel, lor, mar, ned, orv, pel, quen, ros, sel, tam, ul, vel, wil, yar,
+    zan, bel, cal, dov, er, fal, gil, hob, jas, ker, lin, mil, nor, ott, per, ram, sab, tov, ur, var, wen, yol, zel
+family: ash, bick, brock, cald, crom, drax, ell, fold, garth, holm, ibb, jark, kest, lamb, morl, nesh, oak, pask, quill,
+    rusk, sand, tull, umb, vant, wex, yel, zim, birt, clar, dunn, farr, gost, hurl, jenk, kip, lund, mott, nar, ost,
+    pell, rath, strad, tarl, vick, whit
+town: al, bar, cul, dun, ev, farn, gorl, hex, imm, jar, kirk, lud, mal, nun, orm, pres, ruth, sten, tarn, und, ves,
+    wist, yew, arl, brid, cot, drif, ember
+company: abr, bax, cyn, dyl, ept, fyx, gam, hyd, jux, kry, lyt, mox, nyl, opt, pyr, qua, ryx, syn, tez, ulk, vyr, wyx
+""")
+_ENDINGS = grammar("""
+female: a, ia, is, eth, wyn, essa, ira, une, elle, ona, ita, anne
+male: ik, or, an, us, ard, oc, eld, in, ulf, eric, omar, ent
+family: ley, by, ow, er, ick, ott, ell, ay, ish, man, sey, den, stock, row, lake, bury
+town: wick, ford, stead, mere, ham, combe, thorpe, haven, gate, moor, ton, mouth
+company: co, tek, ana, ico, ora, ium, ax, ero
+club: on, ian, ex, ast
+""")
+_THRICE = re.compile(r"(.)\1\1")  # Farr + row would be Farrrow
+_STEM_OF = {"female": "given", "male": "given", "club": "family"}
 
 
 class NameStock:
@@ -228,10 +41,10 @@ class NameStock:
 
     def word(self, sort: str) -> str:
         """One new capitalised word; sort is one of female, male, family, town, company, club."""
-        stems, endings = _SORTS[sort]
+        stems, endings = _STEMS[_STEM_OF.get(sort, sort)], _ENDINGS[sort]
         while True:
             word = self._rng.choice(stems) + self._rng.choice(endings)
-            if word not in self._used:
+            if word not in self._used and not _THRICE.search(word):
                 self._used.add(word)
                 return word.capitalize()
 

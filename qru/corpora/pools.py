@@ -20,30 +20,18 @@ charm: whistle, thimble, locket, button, spoon, comb, coin, ring, bell, compass,
 cooked: smoked, pickled, honeyed, peppered, salted, roasted, sour, buttered, stuffed, spiced, baked, fried
 food: eel, dumplings, turnips, mackerel, cabbage, plums, mussels, barley, lentils, trout, beets, figs, onions,
     rabbit, chestnuts, leeks, crab, pears, mushrooms, carrots, oysters, herring
-humour: Patient, Silent, Merry, Broken, Faithful, Drowsy, Gallant, Hungry, Lucky, Stubborn, Humble, Restless, Thirsty,
-    Proud, Weary, Jealous
-figure: Gull, Dolphin, Widow, Candle, Pilgrim, Anchor, Swallow, Duchess, Barrel, Thistle, Beggar, Comet, Salmon,
-    Maiden, Feather, Walrus, Lantern, Harvest, Rose, Hammer
 ware: rope, bell, candle, boot, glass, basket, lamp, clock, net, saddle, button, barrel, map, mirror, violin, hat, kite,
     carpet, umbrella, ladder
 worker: maker, seller, mender, painter, thief, carver, polisher, merchant, inspector, collector
-horrid: old, black, empty, wet, loud, broken, sleeping, burning, dead, hungry, crooked, frozen
-dreaded: wells, dogs, rooms, bells, horses, bridges, dolls, birds, ladders, mirrors, spiders, rivers, clocks, priests,
-    candles, snakes, windows, bees
 tint: red, white, blue, green, black, bitter, sweet, raw, coarse, fine, soft
 good: wool, salt, wax, honey, timber, pearls, lace, cork, hemp, sugar, tar, marble, pepper, linen, chalk, soap, slate,
     mustard, ink, clay, silk, tea, amber
 sort: wild, ancient, northern, frozen, royal, poisonous, hidden, singing, foreign, edible, sacred, tiny
 subject: rivers, bees, bridges, coins, owls, maps, storms, snails, mushrooms, poems, clocks, stars, ferns, whales,
     tombs, beetles, canals, crystals
-device: needle, hammer, comb, knife, brush, hook, wheel, press, ladle, saw, file, chisel, drill, rake, spade, funnel,
-    roller, spindle
 domain: harbour, park, school, market, bridge, museum, prison, forest, water, road, theatre, airport, tax, ferry,
     hospital, garden, traffic, library
 rank: master, warden, inspector, clerk, director, minister, treasurer, guard, doctor, judge, engineer, porter
-better: free, cheaper, cleaner, faster, safer, bigger, warmer, quieter, brighter, modern
-service: buses, trains, schools, bread, milk, parks, roads, lamps, pools, ferries, beaches, libraries, houses, heating,
-    nurseries, trams, toilets, pavements
 doing: painting, collecting, racing, building, photographing, carving, repairing, drawing, training, counting
 hobby_thing: kites, boats, stamps, pigeons, clocks, dolls, bicycles, horses, stones, engines, rabbits, puppets, guitars,
     tractors, bottles, snails, castles, drums
@@ -51,20 +39,16 @@ plural: buttons, tables, whistles, lamps, gloves, boxes, pipes, spoons, chairs, 
     clocks, toys, beds, fences, violins, bathtubs
 pitch: ice, beach, street, water, night, table, snow, forest, roof, mud, canoe, horseback
 game: hockey, football, tennis, chess, rugby, cricket, bowls, polo, golf, boxing, handball, darts, fencing, wrestling
-loot_look: blue, wooden, giant, antique, broken, purple, painted, electric, golden, rusty, plastic, striped
-loot: tractor, violin, telescope, trumpet, canoe, ladder, piano, carpet, beehive, scooter, camera, statue, drum, sofa,
-    globe, sledge, parrot, bicycle, tent, fountain
 antic: dancing, sleepy, giant, purple, laughing, winged, knitted, orange, dizzy, weeping, singing
-month: January, February, March, April, May, June, July, August, September, October, November, December
 ten: twenty, thirty, forty, fifty, sixty, seventy, eighty, ninety
 unit: one, two, three, four, five, six, seven, eight, nine
 """)
 _CROSSED = {
     "trade": ("ware", "worker"), "companion": ("colour", "animal"), "weapon": ("stuff", "arm"),
-    "keepsake": ("stuff", "charm"), "dish": ("cooked", "food"), "ship": ("humour", "figure"),
-    "fear": ("horrid", "dreaded"), "goods": ("tint", "good"), "study": ("sort", "subject"), "tool": ("stuff", "device"),
-    "post": ("domain", "rank"), "pledge": ("better", "service"), "hobby": ("doing", "hobby_thing"),
-    "product": ("stuff", "plural"), "game": ("pitch", "game"), "stolen": ("loot_look", "loot"),
+    "keepsake": ("stuff", "charm"), "dish": ("cooked", "food"),
+    "goods": ("tint", "good"), "study": ("sort", "subject"),
+    "post": ("domain", "rank"), "hobby": ("doing", "hobby_thing"),
+    "product": ("stuff", "plural"), "game": ("pitch", "game"),
     "mascot": ("antic", "animal"),
 }  # fmt: skip
 
@@ -73,7 +57,6 @@ def draw_pools(stock: NameStock) -> dict[str, tuple[str, ...]]:
     """Every pool of the world by name; the stock gives the invented names among them."""
     pools = {pool: tuple(f"{a} {b}" for a in _LISTS[one] for b in _LISTS[two]) for pool, (one, two) in _CROSSED.items()}
     pools["number"] = tuple(f"{ten}-{unit}" for ten in _LISTS["ten"] for unit in _LISTS["unit"])
-    pools["date"] = tuple(f"{day} {month}" for day in range(1, 29) for month in _LISTS["month"])
     pools["town"] = tuple(stock.word("town") for _ in range(80))
     pools["person"] = tuple(" ".join(stock.person()[:2]) for _ in range(80))
     return pools

@@ -156,7 +156,7 @@ def write_document(
 
 
 class _Draft:
-    """A document in the making: opening, facts, the sentence that brings in the second entity, closing; then fillers."""
+    """A document in the making: an opening, facts, a bridge to the second entity, more facts, a closing, fillers."""
 
     def __init__(self, genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random):
         self._genre, self._first, self._second, self._turn, self._rng = genre, first, second, turn, rng

@@ -98,16 +98,17 @@ act: picked up the [old] [thing], said nothing, smiled [mood], looked for a [thi
     borrowed a [thing] from [folk], nodded [mood], spilt the [food], kicked the [thing], whistled for help,
     pretended to sleep, wiped the [thing] clean, bowed to [folk]
 remark: we shall be late, nobody must know, the road is closed, bring me a [thing], I have seen worse,
-    the king is dead, there is no more [food], keep your voice down, it will end badly, you owe me a [thing],
+    the king is dead, we have no more [food], keep your voice down, it will end badly, you owe me a [thing],
     leave the [thing] where it is, they are burning the [spot], I dreamt of this [spot], trust no one,
     the [spot] is haunted, wait until [season], that [thing] was mine, ask [folk], my feet hurt,
     I smell [food], who has taken the [old] [thing], you were born a fool, the [person] knows the way,
     I was not always poor, hide the [thing],
     we have no [thing] and no [food], come back after [season], the [old] [thing] is cursed, it is only the wind,
-    give that to the [person], never sleep in the [spot], I have waited since [season], not even the [person] would dare,
+    give that to the [person], never sleep in the [spot], I have waited since [season],
+    not even the [person] would dare,
     sing something, this is not my [thing], they hanged the [person], the [spot] has two doors,
     somebody has been in the [spot], do not wake the [person], I will pay in [food]
-said: said, whispered, cried, muttered, answered, shouted, asked, repeated, sighed, called, murmured, begged
+said: said, whispered, cried, muttered, shouted, repeated, sighed, called, murmured, exclaimed
 """)
 
 _OPENINGS = lines("""
@@ -186,7 +187,7 @@ _WRAPS = lines("""
 """)
 _EXCHANGES = lines("""
     '{q}' asked [folk]. The answer was {v}
-    '{q}' [said] [folk]. Answer: {v}
+    '{q}' asked [folk] and [folk]. Answer: {v}
     [folk] told riddles. Question: {q} Answer: {v}
     on the wall of the [spot] stood: {q} Answer: {v}
     '{q}' [folk] asked [folk], who said: {v}
@@ -221,18 +222,18 @@ _FILLERS = lines("""
     nothing moved in the [spot] but a [old] [thing]
     the door of the [spot] stood open
     [folk] had not eaten since the [order] [hour]
-    '[remark]?' [said] [folk]. {n} [act]
+    '[remark],' [said] [folk]. {n} [act]
     under the [thing] there was only a [old] [thing]
     the price of [food] had doubled since [season]
     [folk] offered {o} a [old] [thing], but {n} [act]
     it was the [order] [thing] that {n} had lost since [season]
     from the [spot] came a sound like that of a [thing]
     [folk] [did] [mood]
-    {n} would have given a [thing] for a little [food]
+    {n} would have given a [thing] for some [food]
     [when], {n} [act]
     '[remark]. [remark],' [said] [folk] [mood]
     long ago this [spot] had belonged to the [person]
-    neither [folk] nor [folk] dared to touch the [old] [thing]
+    neither the [person] nor the [person] dared to touch the [old] [thing]
     the [person] [did], and so {n} [act]
     [people] had filled the [dark] [spot] that [hour]
     {n} counted every [thing] in the [spot]

@@ -1,7 +1,8 @@
 """One invented world for all embedded corpora: who exists, what is true of them, and which text tells it.
 
-Facts come first. A unit is four entities with three facts each; its documents tell every fact several times in other
-words. Splits are made of whole units, so they share no entity; all names come from one stock, so no two corpora do.
+Facts come first. A unit is four entities with three facts each (of their fourth attribute nothing is ever said); its
+documents tell every fact several times in different words. Splits are made of whole units, so they share no entity;
+all names come from one stock, so no two corpora do.
 """
 
 import random
@@ -15,7 +16,8 @@ from .pools import Decks, draw_pools, pool_words
 from .prose import Entity, Genre, Kind, write_document
 from .saga import SAGA
 
-FACTS_PER_ENTITY = 3
+# The saga has half as many attributes as the other two: in these proportions all are asked about equally often.
+_BASE_GENRES = (SAGA, ENCYCLOPAEDIA, BULLETIN, ENCYCLOPAEDIA, BULLETIN)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ def create_world(scale: str, seed: int) -> World:
         "saga": [SAGA] * (2 * size.units),
         "encyclopaedia": [ENCYCLOPAEDIA] * (2 * size.units),
         "bulletin": [BULLETIN] * (4 * size.units),
-        "base": [(SAGA, ENCYCLOPAEDIA, BULLETIN)[i % 3] for i in range(size.base_units)],
+        "base": [_BASE_GENRES[i % len(_BASE_GENRES)] for i in range(size.base_units)],
     }
+    kinds = {kind for genre in (SAGA, ENCYCLOPAEDIA, BULLETIN) for kind in genre.kinds}
+    unknown = {f"unknown of {kind.key}": tuple(told.key for told in kind.attributes) for kind in kinds}
     units = {}
     for part, genres in plan.items():
         rng = random.Random(f"qru {part} {scale} {seed}")
-        decks = Decks(pools, rng)
+        decks = Decks(pools | unknown, rng)
         documents = size.base_documents if part == "base" else size.documents
         units[part] = [_create_unit(genre, documents, stock, decks, rng) for genre in genres]
     facts_per_unit = len(units["base"][0].qa)
@@ -135,7 +139,9 @@ def _create_unit(genre: Genre, documents: int, stock: NameStock, decks: Decks, r
 
 
 def _create_entity(kind: Kind, stock: NameStock, decks: Decks, rng: random.Random) -> Entity:
-    attributes = rng.sample(kind.attributes, FACTS_PER_ENTITY)
+    unknown = decks.deal(f"unknown of {kind.key}")  # dealt, not drawn: every attribute comes up equally often
+    attributes = [told for told in kind.attributes if told.key != unknown]
+    rng.shuffle(attributes)
     facts = tuple((attribute, decks.deal(attribute.pool)) for attribute in attributes)
     if kind.naming == "person":
         given, surname, gender = stock.person()
