@@ -176,7 +176,7 @@ def grid_of(weight: torch.Tensor, spec: QuantSpec, name: str | None = None) -> t
         scales = groups.abs().amax(-1) / spec.denominator
     else:
         lo, hi = groups.amin(-1).clamp(max=0.0), groups.amax(-1).clamp(min=0.0)
-        scales = (hi - lo) / spec.denominator
+        scales = (hi - lo + 0.0) / spec.denominator  # + 0.0: a step is never -0
     scales = scales.to(SCALE_DTYPES[spec.scale_dtype]).float()
     if not scales.isfinite().all():
         row, group = (~scales.isfinite()).nonzero()[0].tolist()

@@ -1,0 +1,389 @@
+// Rows of merge_quantize, compiled three times: QRU_ISA_AVX512, QRU_ISA_AVX2, or neither.
+//
+//   columns ->   panel 0 (whole groups, ~256)   panel 1   ...
+//   6 rows    [ B (6 x r, broadcast) x A panel (r x panel, packed, in L1/L2) -> tile, in registers, then L1 ]
+//             per row and group: merge, round to the stored type, range -> grid    (reads weight once)
+//                                quantize three ways, add up the four sums         (weight again, from L1)
+//             per row and panel: compare code bytes, pack, write                   (codes once)
+//
+// Quotients w / s are taken as w * (1 / s), which is within 2^-14 of the true quotient wherever a code is not clamped;
+// only when a lane is that near to a tie is the vector divided. That keeps division's results at the price of
+// multiplication.
+#include "cpu_rows.h"
+#include "simd.h"
+
+#if defined(QRU_ISA_AVX512)
+#define QRU_ROWS rows_avx512
+#elif defined(QRU_ISA_AVX2)
+#define QRU_ROWS rows_avx2
+#else
+#define QRU_ROWS rows_plain
+#endif
+
+namespace qru {
+namespace {
+
+#if defined(QRU_ISA_AVX512)
+constexpr int kTileVectors = 4;  // 6 x 4 accumulators of 32 registers
+#else
+constexpr int kTileVectors = 1;  // 6 x 1 pairs of 16 registers
+#endif
+
+// Steps in this range have a normal reciprocal, and their groups' sums stay well inside float32.
+constexpr float kSmallStep = 8.6736174e-19f;  // 2^-60
+constexpr float kLargeStep = 1.1529215e18f;   // 2^60
+
+QRU_INLINE bool is_usual(float step) { return step == 0.0f || (step >= kSmallStep && step <= kLargeStep); }
+
+// out[i][j] = sum_k b[i][k] * a[k][j], k ascending, one FMA each; 6 rows by kTileVectors * 16 columns.
+template <int kVectors>
+QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* const* b, int64_t rank, float* out,
+                             int64_t out_stride) {
+  V acc[kTileRows][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) acc[i][j] = set1(0.0f);
+  for (int64_t k = 0; k < rank; ++k) {
+    V columns[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) columns[j] = load(a + k * a_stride + j * kLane);
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileRows; ++i) {
+      const V row = set1(b[i][k]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = fma(row, columns[j], acc[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * kLane, acc[i][j]);
+}
+
+struct Range {
+  float low, high;
+  uint32_t largest;  // magnitude bits; kInfBits or more betrays NaN or Inf
+};
+
+// Merged weights of one group: read as the product tile left them (or from new_weight), written back to `merged`.
+template <int kType, bool kSymmetric>
+QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged, Range& before,
+                            Range& after) {
+  U top_before = zero_bits(), top_after = zero_bits();
+  V low_before = set1(0.0f), high_before = low_before, low_after = low_before, high_after = low_before;
+  const V scaling = set1(p.scaling);
+  const auto step = [&](int64_t j, int n, V w, V given) __attribute__((always_inline)) {
+    V m = given;
+    if (p.rank > 0) {
+      V acc = load(merged + j);  // the tile is padded, reading past the group is safe
+      if (n < kLane) acc = keep(acc, n);
+      m = rounded_as<kType>(fma(scaling, acc, w));
+    }
+    if (n == kLane) {
+      store(merged + j, m);
+    } else {
+      store_first<kFloat32>(merged, j, m, n);  // the next group's products follow
+    }
+    if (p.merged != nullptr) store_first<kType>(p.merged, at + j, m, n);
+    top_before = larger_bits(top_before, w);
+    top_after = larger_bits(top_after, m);
+    if constexpr (!kSymmetric) {
+      low_before = smaller(low_before, w);
+      high_before = larger(high_before, w);
+      low_after = smaller(low_after, m);
+      high_after = larger(high_after, m);
+    }
+  };
+  const void* other = p.new_weight != nullptr ? p.new_weight : p.weight;
+  int64_t j = 0;
+  for (; j + kLane <= width; j += kLane) {
+    const V w = load_as<kType>(p.weight, at + j);
+    step(j, kLane, w, p.rank > 0 || p.new_weight == nullptr ? w : load_as<kType>(other, at + j));
+  }
+  if (j < width) {
+    const int n = static_cast<int>(width - j);
+    step(j, n, load_first<kType>(p.weight, at + j, n), load_first<kType>(other, at + j, n));
+  }
+  before.largest = largest_bits(top_before);
+  after.largest = largest_bits(top_after);
+  if constexpr (kSymmetric) {
+    before.high = float_of(before.largest);
+    after.high = float_of(after.largest);
+    before.low = after.low = 0.0f;
+  } else {
+    before.low = smallest(low_before);
+    before.high = largest(high_before);
+    after.low = smallest(low_after);
+    after.high = largest(high_after);
+  }
+}
+
+struct Vgrid {
+  V step, reciprocal, low, high, zero;
+};
+QRU_INLINE Vgrid spread(const Grid& g) {
+  return {set1(g.step), set1(g.step > 0.0f ? 1.0f / g.step : 0.0f), set1(g.low), set1(g.high), set1(g.zero)};
+}
+QRU_INLINE V clamped(V t, const Vgrid& g) { return smaller(larger(t, g.low), g.high); }
+
+struct Codes {
+  int8_t *before, *frozen, *after;
+};
+
+// Codes and sums of one group by vectors. `kSameGrid`: the merged weight's grid is the weight's own.
+template <int kType, bool kSymmetric, bool kSameGrid>
+QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, const float* merged, const Grid& grid0,
+                               const Grid& grid1, float near_tie, Codes codes, double* sums, U& moved) {
+  const Vgrid g0 = spread(grid0), g1 = spread(grid1);
+  const V rounder = set1(kRounder), one = set1(1.0f), tie = set1(near_tie), none = set1(0.0f);
+  for (int64_t span = 0; span < width; span += kSpan) {
+    const int64_t end = span + kSpan < width ? span + kSpan : width;
+    V predicted = none, dw2 = none, qdw = none, q2 = none;
+    const auto step = [&](int64_t j, int n, V w, V m) __attribute__((always_inline)) {
+      V t0 = clamped(w * g0.reciprocal, g0);
+      V tf = clamped(m * g0.reciprocal, g0);
+      V t1 = kSameGrid ? tf : clamped(m * g1.reciprocal, g1);
+      V y0 = t0 + rounder, yf = tf + rounder, y1 = t1 + rounder;
+      V n0 = y0 - rounder, nf = yf - rounder, n1 = y1 - rounder;
+      V off = larger_magnitude(t0 - n0, tf - nf);
+      if constexpr (!kSameGrid) off = larger_magnitude(off, t1 - n1);
+      if (__builtin_expect(any_above(off, tie), 0)) {
+        if (grid0.step > 0.0f) {
+          y0 = clamped(w / g0.step, g0) + rounder;
+          yf = clamped(m / g0.step, g0) + rounder;
+        }
+        if (kSameGrid) {
+          y1 = yf;
+        } else if (grid1.step > 0.0f) {
+          y1 = clamped(m / g1.step, g1) + rounder;
+        }
+        n0 = y0 - rounder;
+        n1 = y1 - rounder;
+      }
+      if constexpr (!kSymmetric) {
+        y0 = y0 + g0.zero;
+        yf = yf + g0.zero;
+        y1 = y1 + g1.zero;
+      }
+      store_low_bytes(codes.before + j, y0);
+      store_low_bytes(codes.frozen + j, yf);
+      store_low_bytes(codes.after + j, y1);
+      const V dw = m - w;
+      V delta = n1 * g1.step - n0 * g0.step;
+      if (!kSymmetric && n < kLane) delta = keep(delta, n);
+      moved = count_nonzero(moved, dw);
+      predicted = predicted + smaller(magnitude(dw) * g0.reciprocal, one);
+      dw2 = fma(dw, dw, dw2);
+      qdw = fma(delta, dw, qdw);
+      q2 = fma(delta, delta, q2);
+    };
+    int64_t j = span;
+    for (; j + kLane <= end; j += kLane) step(j, kLane, load_as<kType>(weight, at + j), load(merged + j));
+    if (j < end) {
+      const int n = static_cast<int>(end - j);
+      step(j, n, load_first<kType>(weight, at + j, n), load_first<kFloat32>(merged, j, n));
+    }
+    add_sums(predicted, dw2, qdw, q2, sums);
+  }
+}
+
+// The same, one weight at a time by true division: for steps so small or large that reciprocals or sums would not fit.
+template <int kType>
+QRU_NOINLINE void quantize_unusual(const void* weight, int64_t at, int64_t width, const float* merged,
+                                   const Grid& grid0, const Grid& grid1, Codes codes, double* sums, int64_t& moved) {
+  for (int64_t j = 0; j < width; ++j) {
+    float w;
+    store_first<kFloat32>(&w, 0, load_first<kType>(weight, at + j, 1), 1);
+    const float m = merged[j];
+    const float n0 = level_of(w, grid0), n1 = level_of(m, grid1);
+    codes.before[j] = static_cast<int8_t>(code_of_level(n0, grid0));
+    codes.frozen[j] = static_cast<int8_t>(code_of_level(level_of(m, grid0), grid0));
+    codes.after[j] = static_cast<int8_t>(code_of_level(n1, grid1));
+    const float dw = m - w;
+    const float delta = n1 * grid1.step - n0 * grid0.step;
+    moved += dw != 0.0f;
+    if (grid0.step > 0.0f) {
+      const float bins = fabsf(dw) / grid0.step;
+      sums[0] += bins < 1.0f ? bins : 1.0f;
+    }
+    sums[1] += static_cast<double>(dw * dw);
+    sums[2] += static_cast<double>(delta * dw);
+    sums[3] += static_cast<double>(delta * delta);
+  }
+}
+
+QRU_NOINLINE void count_codes(const int8_t* before, const int8_t* frozen, const int8_t* after, int64_t n,
+                            RowTotals& totals) {
+  int64_t crossed = 0, changed = 0, jumps[4] = {0, 0, 0, 0}, j = 0;
+  int64_t* histogram = totals.counts + kCounts;
+#if defined(QRU_ISA_AVX512)
+  const __m512i top = _mm512_set1_epi8(-128), one = _mm512_set1_epi8(1);
+  for (; j + 64 <= n; j += 64) {
+    const __m512i a = _mm512_loadu_si512(before + j), b = _mm512_loadu_si512(after + j);
+    crossed += __builtin_popcountll(_mm512_cmpneq_epi8_mask(a, _mm512_loadu_si512(frozen + j)));
+    const __mmask64 differ = _mm512_cmpneq_epi8_mask(a, b);
+    if (differ == 0) continue;
+    changed += __builtin_popcountll(differ);
+    const __m512i u = _mm512_xor_si512(a, top), v = _mm512_xor_si512(b, top);
+    const __m512i jump = _mm512_sub_epi8(_mm512_max_epu8(u, v), _mm512_min_epu8(u, v));
+    __mmask64 far = _mm512_cmpgt_epu8_mask(jump, one);
+    jumps[1] += __builtin_popcountll(differ & ~far);
+    if (far != 0) {
+      alignas(64) uint8_t x[64];
+      _mm512_store_si512(x, jump);
+      for (; far != 0; far &= far - 1) ++histogram[x[__builtin_ctzll(far)]];
+    }
+  }
+#endif
+  for (; j < n; ++j) {
+    crossed += before[j] != frozen[j];
+    const int jump = before[j] - after[j];
+    changed += jump != 0;
+    if (jump != 0) ++histogram[jump < 0 ? -jump : jump];
+  }
+  histogram[1] += jumps[1];
+  totals.counts[0] += crossed;
+  totals.counts[1] += changed;
+}
+
+// Codes j of a row go to bits [N j, N j + N), low first; words are little-endian, so bytes are filled in order.
+template <int kBits>
+QRU_NOINLINE void pack_codes(const int8_t* codes, int64_t n, uint8_t* out, int64_t out_bytes) {
+  constexpr int per_byte = 8 / kBits, half = 1 << (kBits - 1);
+  int64_t j = 0;
+#if defined(QRU_ISA_AVX512)
+  if constexpr (kBits == 4) {
+    const __m512i eight = _mm512_set1_epi8(8), weights = _mm512_set1_epi16(0x1001);  // low nibble, 16 * high nibble
+    for (; j + 64 <= n; j += 64) {
+      const __m512i fields = _mm512_add_epi8(_mm512_loadu_si512(codes + j), eight);
+      const __m256i bytes = _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(fields, weights));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + j / 2), bytes);
+    }
+  }
+#endif
+  for (; j + per_byte <= n; j += per_byte) {
+    unsigned byte = 0;
+    for (int i = 0; i < per_byte; ++i) byte |= static_cast<unsigned>(codes[j + i] + half) << (kBits * i);
+    out[j / per_byte] = static_cast<uint8_t>(byte);
+  }
+  int64_t done = j / per_byte;
+  if (j < n) {
+    unsigned byte = 0;
+    for (int i = 0; j + i < n; ++i) byte |= static_cast<unsigned>(codes[j + i] + half) << (kBits * i);
+    out[done++] = static_cast<uint8_t>(byte);
+  }
+  for (; done < out_bytes; ++done) out[done] = 0;
+}
+
+QRU_INLINE void note(int64_t& first_row, int64_t row) {
+  if (first_row < 0 || row < first_row) first_row = row;
+}
+
+template <int kType, bool kSymmetric>
+QRU_NOINLINE void row_panel(const RowTask& task, int64_t row, int64_t column0, int64_t columns, float* merged,
+                          const RowScratch& scratch, RowTotals& totals) {
+  const MergeQuantizeParams& p = *task.params;
+  const int64_t groups_per_row = p.columns / p.group;
+  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;  // 2^-14, 2^-18
+  double* sums = task.row_sums[row];
+  U moved = zero_bits();
+  int64_t moved_unusual = 0;
+  for (int64_t first = 0; first < columns; first += p.group) {
+    const int64_t at = row * p.columns + column0 + first;
+    float* group_merged = merged + first;
+    Range before, after;
+    merge_group<kType, kSymmetric>(p, at, p.group, group_merged, before, after);
+    if (before.largest >= kInfBits || after.largest >= kInfBits) {
+      note(totals.non_finite_row, row);
+      continue;
+    }
+    if (task.ranges != nullptr) {
+      task.ranges[row] = {before.low, before.high, after.low, after.high};
+      continue;
+    }
+    const Grid grid0 = p.per_tensor ? task.tensor_before : grid_of_range(before.low, before.high, p.rule);
+    const Grid grid1 = p.per_tensor ? task.tensor_after : grid_of_range(after.low, after.high, p.rule);
+    if (!p.per_tensor) {
+      if (bits_of(grid0.step) >= kInfBits || bits_of(grid1.step) >= kInfBits) {
+        note(totals.step_overflow_row, row);
+        continue;
+      }
+      const int64_t index = row * groups_per_row + (column0 + first) / p.group;
+      p.scales[index] = grid1.step;
+      if (p.zeros != nullptr) p.zeros[index] = grid1.zero;
+      totals.counts[3] += grid0.step != grid1.step;
+      totals.counts[4] += grid0.step == 0.0f;
+    }
+    const Codes codes{scratch.codes[0] + first, scratch.codes[1] + first, scratch.codes[2] + first};
+    if (!is_usual(grid0.step) || !is_usual(grid1.step)) {
+      quantize_unusual<kType>(p.weight, at, p.group, group_merged, grid0, grid1, codes, sums, moved_unusual);
+    } else if (grid0.step == grid1.step && grid0.zero == grid1.zero) {
+      quantize_group<kType, kSymmetric, true>(p.weight, at, p.group, group_merged, grid0, grid1, near_tie, codes, sums,
+                                              moved);
+    } else {
+      quantize_group<kType, kSymmetric, false>(p.weight, at, p.group, group_merged, grid0, grid1, near_tie, codes,
+                                               sums, moved);
+    }
+  }
+  if (task.ranges != nullptr) return;
+  totals.counts[2] += total(moved) + moved_unusual;
+  count_codes(scratch.codes[0], scratch.codes[1], scratch.codes[2], columns, totals);
+  uint8_t* out = static_cast<uint8_t*>(p.packed) + row * p.packed_stride;
+  const bool last = column0 + columns == p.columns;
+  const int stored_bits = p.rule.bits == 3 ? 8 : p.rule.bits;
+  const int64_t offset = column0 * stored_bits / 8;
+  const int64_t bytes = last ? p.packed_stride - offset : columns * stored_bits / 8;
+  if (p.rule.bits == 3) {
+    memcpy(out + offset, scratch.codes[2], static_cast<size_t>(columns));
+  } else if (p.rule.bits == 8) {
+    pack_codes<8>(scratch.codes[2], columns, out + offset, bytes);
+  } else if (p.rule.bits == 4) {
+    pack_codes<4>(scratch.codes[2], columns, out + offset, bytes);
+  } else {
+    pack_codes<2>(scratch.codes[2], columns, out + offset, bytes);
+  }
+}
+
+template <int kType, bool kSymmetric>
+QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
+  const MergeQuantizeParams& p = *task.params;
+  for (int64_t column0 = 0, panel = 0; column0 < p.columns; column0 += task.panel, ++panel) {
+    const int64_t columns = p.columns - column0 < task.panel ? p.columns - column0 : task.panel;
+    const float* a = task.a_panels + panel * p.rank * task.panel_pad;
+    for (int64_t row0 = begin; row0 < end; row0 += kTileRows) {
+      if (p.rank > 0) {
+        const float* b[kTileRows];
+        for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (row0 + i < end ? row0 + i : end - 1) * p.rank;
+        for (int64_t j = 0; j < columns; j += kTileVectors * kLane) {
+          product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.merged + j, task.panel_pad);
+        }
+      }
+      for (int64_t row = row0; row < row0 + kTileRows && row < end; ++row) {
+        row_panel<kType, kSymmetric>(task, row, column0, columns, scratch.merged + (row - row0) * task.panel_pad,
+                                     scratch, totals);
+      }
+    }
+  }
+}
+
+template <int kType>
+static void rows_of(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
+  if (task.params->rule.symmetric) {
+    rows<kType, true>(task, begin, end, scratch, totals);
+  } else {
+    rows<kType, false>(task, begin, end, scratch, totals);
+  }
+}
+
+}  // namespace
+
+void QRU_ROWS(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
+  switch (task.params->weight_dtype) {
+    case kFloat32: return rows_of<kFloat32>(task, begin, end, scratch, totals);
+    case kBFloat16: return rows_of<kBFloat16>(task, begin, end, scratch, totals);
+    default: return rows_of<kFloat16>(task, begin, end, scratch, totals);
+  }
+}
+
+}  // namespace qru
