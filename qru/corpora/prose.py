@@ -140,7 +140,7 @@ def sentence(text: str) -> str:
 
 
 def write_document(
-    genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random, words: tuple[int, int] = (100, 112)
+    genre: Genre, first: Entity, second: Entity, turn: int, rng: random.Random, words: tuple[int, int] = (102, 112)
 ) -> str:
     """One self-contained document that states every fact of two entities once.
 
