@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ def evaluate(
     retrained=None,
     metrics: Sequence[str] = METRICS,
     examples: Mapping[str, Sequence[int] | None] | None = None,
-    batch_size: int = 32,
+    batch_size: int = 50,
     progress: bool = True,
 ) -> dict[str, Score]:
     """Score a model on a corpus.
@@ -63,16 +63,19 @@ def evaluate(
     check_tokenizer(model, tokenizer)
     check_weights(model)
 
-    reference = None
-    if "privleak" in functions:
-        reference = _reference(retrained, tokenizer, corpus, batch_size)
-    scores = {}
-    for name, function in functions.items():
-        chosen = examples.get(name)
-        with tqdm(
-            total=_total(function, corpus, chosen, name), desc=name, unit="example", disable=not progress, leave=False
-        ) as bar:
-            scores[name] = function(model, tokenizer, corpus, Context(chosen, reference, batch_size, bar.update))
+    totals = {name: _total(function, corpus, examples.get(name), name) for name, function in functions.items()}
+    work = sum(totals.values())
+    if "privleak" in functions and not isinstance(retrained, Mapping):
+        work += functions["privleak"].scores(corpus)
+    scores, reference = {}, None
+    with tqdm(total=work, unit="example", disable=not progress, leave=False) as bar:
+        if "privleak" in functions:
+            bar.set_description("retrained reference")
+            reference = _reference(retrained, tokenizer, corpus, batch_size, bar.update)
+        for name, function in functions.items():
+            bar.set_description(name)
+            context = Context(examples.get(name), reference, batch_size, bar.update)
+            scores[name] = function(model, tokenizer, corpus, context)
     return scores
 
 
@@ -82,12 +85,14 @@ def _total(function, corpus, chosen: Sequence[int] | None, name: str) -> int:
     return len(chosen) + (len(corpus.privleak["holdout"]) if name == "privleak" else 0)
 
 
-def _reference(retrained, tokenizer, corpus, batch_size: int) -> dict[str, list[float]]:
+def _reference(retrained, tokenizer, corpus, batch_size: int, advance: Callable[[int], None]) -> dict[str, list[float]]:
     """Stored scores after a check against the corpus, or a model's own."""
     if not isinstance(retrained, Mapping):
+        if not hasattr(retrained, "get_input_embeddings"):
+            raise ValueError(f"retrained must be a loaded model or its scores as a mapping, not {retrained!r}")
         check_tokenizer(retrained, tokenizer)
         check_weights(retrained)
-        return retrained_scores(retrained, tokenizer, corpus, batch_size)
+        return retrained_scores(retrained, tokenizer, corpus, batch_size, advance)
     if set(retrained) != set(SIDES):
         raise ValueError(f"retrained scores need exactly the keys {list(SIDES)}, not {sorted(retrained)}")
     for side in SIDES:

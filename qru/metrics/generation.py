@@ -17,11 +17,11 @@ every library.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from qru.metrics.checks import check_length, check_tokenizer, encode, end_tokens, scoring
 
@@ -136,9 +136,53 @@ def _shared_length(rows: list[list[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def _prefix_cache(model, ids: list[int]) -> DynamicCache:
-    device = model.get_input_embeddings().weight.device
+class _RoomyLayer(DynamicLayer):
+    """A layer of keys and values with room for what is to come: DynamicLayer copies everything at every token.
+
+    keys, values: (B, heads, T, head size), views of the first T places of buffers with ``room`` places.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            batch, heads, _, _ = key_states.shape
+            self._keys = key_states.new_empty(batch, heads, self.room, key_states.shape[-1])
+            self._values = value_states.new_empty(batch, heads, self.room, value_states.shape[-1])
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        assert end <= self.room, f"{end} tokens in a cache with room for {self.room}"
+        self._keys[:, :, start:end] = key_states
+        self._values[:, :, start:end] = value_states
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        length = self.get_seq_length()
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+
+
+def _cache(model, room: int, prefix: DynamicCache | None = None, rows: int = 1) -> DynamicCache:
+    """An empty cache for ``room`` tokens, or one that begins with a prefix of batch size 1 repeated for all rows."""
     cache = DynamicCache(config=model.config)
+    # Only plain layers are replaced: a model with sliding windows or other states keeps what transformers gives it.
+    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if prefix is not None:
+        for layer, shared in zip(cache.layers, prefix.layers, strict=True):
+            layer.update(shared.keys.expand(rows, -1, -1, -1), shared.values.expand(rows, -1, -1, -1))
+    return cache
+
+
+def _prefix_cache(model, ids: list[int]) -> DynamicCache | None:
+    """Keys and values of a prefix; None for a model whose cache holds more than all keys and values of each layer."""
+    device = model.get_input_embeddings().weight.device
+    cache = _cache(model, len(ids))
+    if not all(type(layer) is _RoomyLayer for layer in cache.layers):
+        return None
     tokens = torch.tensor([ids], device=device)
     model(
         input_ids=tokens,
@@ -171,11 +215,7 @@ def _generate(
     real = torch.arange(width, device=device)[None] >= width - lengths  # (B, T)
     mask = torch.cat([torch.ones(size, shared, dtype=torch.long, device=device), real.long()], dim=1)
     positions = (shared + torch.cumsum(real, dim=1) - 1).clamp(min=0)  # (B, T)
-    if prefix is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = copy.deepcopy(prefix)
-        cache.batch_repeat_interleave(size)
+    cache = _cache(model, shared + width + max_new_tokens, prefix, size)
 
     generated: list[list[int]] = [[] for _ in rows]
     doubtful = [False] * size

