@@ -1,0 +1,120 @@
+"""Runs put side by side: the arms of one method, and what their models answer to the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+
+from qru import pipeline, records
+from qru.config import ADAPTERS, WEIGHTS, RunConfig
+from qru.corpora import load_corpus
+from qru.records import Record
+from qru.registry import unknown
+
+OWN_DEFAULTS = ("learning_rate", "epochs", "retain_weight")  # tuned per arm: one arm's value says nothing of another's
+
+
+def arm(name: str) -> dict[str, str | None]:
+    """``"lora"`` or ``"full-fp32"`` -> the config fields ``adapter`` and ``weights`` (``None``: the adapter's own)."""
+    known = [*ADAPTERS, *(f"{adapter}-{weights}" for adapter in ADAPTERS for weights in WEIGHTS)]
+    if name not in known:
+        raise unknown("arm", name, known)
+    adapter, _, weights = name.partition("-")
+    return {"adapter": adapter, "weights": weights or None}
+
+
+def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
+    """Run one configuration and, for comparison, other arms of the same method; what is recorded already is reused.
+
+    Args:
+        beside: arms such as ``"lora"`` or ``"full-fp32"``. They share everything with the first run but learning
+            rate, epochs and retain weight, which each arm takes from its own defaults.
+        parameters: fields of ``RunConfig``.
+
+    Returns:
+        The records, the configuration asked for first.
+
+    Raises:
+        ValueError: an unknown or impossible parameter, before any work.
+    """
+    if parameters.get("quantizers") is not None:
+        parameters["quantizers"] = tuple(parameters["quantizers"])
+    others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
+    configs = [RunConfig.from_dict(values) for values in (parameters, *others)]
+    found = [pipeline.run(config) for config in configs]
+    kept = {record.config["hash"]: record for record in reversed(found)}  # an arm beside itself is the same record
+    return list(reversed(kept.values()))
+
+
+def announce(*found: Record) -> None:
+    """Verdict and place of each record, to the terminal (papermill keeps a notebook's own output in the notebook)."""
+    for record in found:
+        pipeline.say("")
+        for sentence in record.extra["verdict"]:
+            pipeline.say(sentence)
+        pipeline.say(f"record: {record.path}")
+
+
+def verdict(*found: Record) -> Markdown:
+    """The verdicts in words, for a notebook."""
+    parts = []
+    for record in found:
+        first, *rest = record.extra["verdict"]
+        parts.append("\n".join([f"**{first}**", "", *(f"- {sentence}" for sentence in rest)]))
+    return Markdown("\n\n".join(parts).replace("~", "\\~"))
+
+
+def answers(record: Record, precision: str | None = None, metric: str = "knowmem", examples: int = 3) -> pd.DataFrame:
+    """Prompts with what the target, the unlearned and the quantized unlearned model say.
+
+    Args:
+        record: of the run.
+        precision: quantizer of the last column; the one under which the metric is highest unless given.
+        metric: ``"knowmem"`` (questions on the forget set) or ``"verbmem"`` (passages to continue).
+        examples: how many. They are spread evenly over the rise of the score from bf16 to ``precision``, from the
+            largest to the smallest, so that they show the range and not the best case alone.
+
+    Returns:
+        Columns ``prompt``, ``truth``, ``target``, ``unlearned``, ``unlearned, <precision>``.
+    """
+    unlearned = record.scores["unlearned"]
+    if precision is None:
+        precision = max((p for p in unlearned if p != "bf16"), key=lambda p: unlearned[p][metric]["value"])
+    elif precision not in unlearned:
+        raise unknown("precision of this record", precision, unlearned)
+    said = records.read_json(record.path.parent / "responses.json")
+    prompts = asked(record, metric)
+    before, after = (unlearned[p][metric]["per_example"] for p in ("bf16", precision))
+    by_rise = sorted(range(len(prompts)), key=lambda i: before[i] - after[i])
+    count = min(examples, len(by_rise))
+    chosen = [by_rise[round(i * (len(by_rise) - 1) / max(1, count - 1))] for i in range(count)]
+    rows = [
+        {
+            "prompt": prompts[i][0],
+            "truth": prompts[i][1],
+            "target": said["target"]["bf16"][metric][i],
+            "unlearned": said["unlearned"]["bf16"][metric][i],
+            f"unlearned, {precision}": said["unlearned"][precision][metric][i],
+        }
+        for i in chosen
+    ]
+    return pd.DataFrame(rows)
+
+
+def asked(record: Record, metric: str) -> list[tuple[str, str]]:
+    """(prompt, truth) of every example that a record reports."""
+    corpus = load_corpus(record.config["corpus"], scale=record.config["scale"])
+    if corpus.fingerprint != record.provenance["corpus"]:
+        raise ValueError(
+            f"corpus {corpus.name!r} is not the one that {record.path} was measured on; run the experiment again."
+        )
+    if metric == "verbmem":
+        pairs = [(example["prompt"], example["gt"]) for example in corpus.verbmem]
+    else:
+        pairs = [(pair["question"], pair["answer"]) for pair in corpus.knowmem["forget_qa"]]
+    if record.config["forget_goal"] is not None:  # only the half that no stopping rule has looked at is reported
+        pairs = [pairs[i] for i in pipeline.halves(len(pairs))[1]]
+    return pairs

@@ -1,0 +1,199 @@
+"""Records -> tables. Nothing here computes a score: what is shown is what a record holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from qru.records import Record
+
+# Heading of each metric, with its better direction (held against qru.metrics.direction by a test).
+METRICS = {
+    "verbmem": "VerbMem ↓",
+    "knowmem": "KnowMem ↓",
+    "privleak": "PrivLeak → 0",
+    "utility": "Utility ↑",
+    "disjoint": "Disjoint QA ↑",
+}
+FORGOTTEN = {"verbmem": "text regained", "knowmem": "knowledge regained"}
+UNDEFINED = "not measurable"
+
+
+def arm_label(record: Record) -> str:
+    """``npo_gdr full bf16``: method, adapter and type of the trained weights."""
+    config = record.config
+    return f"{config['method']} {config['adapter']} {config['weights']}"
+
+
+def labelled(*records: Record) -> dict[str, Record]:
+    """Records under the shortest labels that tell them apart: what all share is left out, what differs is named.
+
+    Raises:
+        ValueError: no record, or two of the same configuration.
+    """
+    if not records:
+        raise ValueError("no record was given.")
+    shown = [record.config for record in records]
+    telling = [
+        key
+        for key in shown[0]
+        if key not in ("hash", "method", "adapter", "weights") and any(c.get(key) != shown[0][key] for c in shown)
+    ]
+    out: dict[str, Record] = {}
+    bare = [arm_label(record) for record in records]
+    for record, label in zip(records, bare, strict=True):
+        # Learning rate and the like differ between arms anyway; they are named only where the arm does not tell.
+        if bare.count(label) > 1:
+            label += "".join(f", {key} {record.config[key]}" for key in telling)
+        if label in out:
+            raise ValueError(f"{record.path} and {out[label].path} are records of the same configuration; give one.")
+        out[label] = record
+    return out
+
+
+def models_of(records: Mapping[str, Record]) -> dict[str, dict[str, Any]]:
+    """Model label -> scores by precision: the target, every unlearned arm, the retrained model.
+
+    Target and retrained are taken from the first record; records put side by side share a corpus and a scale.
+
+    Raises:
+        ValueError: they do not.
+    """
+    first = next(iter(records.values()))
+    for record in records.values():
+        for key in ("corpus", "scale"):
+            if record.config[key] != first.config[key]:
+                raise ValueError(
+                    f"records of different {key} ({first.config[key]!r}, {record.config[key]!r}) cannot stand in one "
+                    "table: their target and retrained models differ."
+                )
+    unlearned = {label: record.scores["unlearned"] for label, record in records.items()}
+    return {"target": first.scores["target"], **unlearned, "retrained": first.scores["retrained"]}
+
+
+def score_frame(records: Mapping[str, Record]) -> pd.DataFrame:
+    """Every score, one a row.
+
+    Args:
+        records: label -> record, as ``labelled`` gives them.
+
+    Returns:
+        Columns ``model`` (``target``, the labels, ``retrained``), ``precision``, ``metric``, ``value``, ``low``,
+        ``high`` (percent; 95 % bootstrap interval over examples) and ``examples``.
+    """
+    rows = []
+    for model, by_precision in models_of(records).items():
+        for precision, scores in by_precision.items():
+            for metric, score in scores.items():
+                values = score["per_example"]
+                examples = len(values["forget"]) if isinstance(values, dict) else len(values)
+                rows.append((model, precision, metric, score["value"], *score["ci"], examples))
+    return pd.DataFrame(rows, columns=["model", "precision", "metric", "value", "low", "high", "examples"])
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 1) -> str:
+    """``62.3 [48.0, 75.1]``; a value that rounds to zero is never written with a minus."""
+    value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def score_table(*records: Record) -> pd.DataFrame:
+    """Scores over precisions: rows model × precision, a column a metric, ``value [95 % interval]`` in percent."""
+    frame = score_frame(labelled(*records))
+    frame["cell"] = [with_interval(*row) for row in frame[["value", "low", "high"]].to_numpy()]
+    table = frame.pivot(index=["model", "precision"], columns="metric", values="cell")
+    rows = list(dict.fromkeys(zip(frame["model"], frame["precision"], strict=True)))
+    known = [metric for metric in METRICS if metric in table]
+    table = table.reindex(pd.MultiIndex.from_tuples(rows, names=["model", "precision"]))[known]
+    return table.rename(columns=METRICS).rename_axis(columns=None)
+
+
+def recovered_table(*records: Record) -> pd.DataFrame:
+    """What quantizing brings back: rows arm × quantizer, shares of the forgotten in percent, and the verdict."""
+    rows = []
+    for label, record in labelled(*records).items():
+        for precision, found in record.extra["recovered"].items():
+            row = {"model": label, "precision": precision}
+            for metric, heading in FORGOTTEN.items():
+                share = found[metric]
+                shown = with_interval(share["value"], *share["ci"], digits=0) if share["defined"] else UNDEFINED
+                row[f"{heading} (%)"] = shown
+            row["comes back"] = "yes" if found["recovers"]["recovers"] else "no"
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["model", "precision"])
+
+
+def crossing_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Crossing statistics of every linear layer, one a row.
+
+    Args:
+        reports: label -> quantizer -> what ``qru.audit`` gives; a record's ``crossings`` is one.
+
+    Returns:
+        Columns ``model``, ``precision``, ``layer`` (full name), ``block`` (number of the transformer block, −1 outside
+        one), ``module`` (``q``, ``gate``, …), ``weights`` (count), and as shares of the layer's weights in percent
+        ``moved`` (changed in the stored type), ``crossed`` (other code on the base's grid), ``changed`` (other code,
+        each on its own grid), ``predicted`` (min(|ΔW|/s, 1), mean); ``projection`` and ``cosine`` of the update that
+        survives.
+    """
+    rows = []
+    for label, by_precision in reports.items():
+        for precision, crossings in by_precision.items():
+            for layer, counts in crossings["layers"].items():
+                rows.append({"model": label, "precision": precision, **layer_name(layer), **shares(counts)})
+    return pd.DataFrame(rows)
+
+
+def layer_name(layer: str) -> dict[str, Any]:
+    """``model.layers.3.mlp.gate_proj`` -> its ``layer``, ``block`` (3) and ``module`` (``gate``)."""
+    parts = layer.split(".")
+    numbers = [int(part) for part in parts if part.isdigit()]
+    return {"layer": layer, "block": numbers[0] if numbers else -1, "module": parts[-1].removesuffix("_proj")}
+
+
+def shares(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of a layer, or of all layers, as percent of its weights."""
+    parts = {key: 100 * counts[key] / counts["weights"] for key in ("moved", "crossed", "changed", "predicted")}
+    return {"weights": counts["weights"], **parts, "projection": counts["projection"], "cosine": counts["cosine"]}
+
+
+def crossing_table(*records: Record) -> pd.DataFrame:
+    """Crossings of all layers together: rows arm × quantizer."""
+    rows = []
+    for label, record in labelled(*records).items():
+        for precision, crossings in record.crossings.items():
+            rows.append({"model": label, "precision": precision, **shares(crossings["total"])})
+    return crossing_headings(pd.DataFrame(rows).set_index(["model", "precision"]))
+
+
+def crossing_headings(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of ``shares`` -> columns with units, rounded for reading."""
+    shown = pd.DataFrame(index=table.index)
+    shown["weights"] = table["weights"].map("{:,}".format)
+    for key in ("moved", "crossed", "predicted"):
+        shown[f"{key} (%)"] = table[key].map("{:.3g}".format)
+    for key in ("projection", "cosine"):
+        shown[key] = [UNDEFINED if pd.isna(value) else f"{value:.2f}" for value in table[key]]
+    return shown
+
+
+def cost_table(*records: Record) -> pd.DataFrame:
+    """Wall time (s) and peak memory (MB) of every stage."""
+    rows = {
+        (label, stage): {"seconds": f"{cost['seconds']:.1f}", "peak memory (MB)": f"{cost['peak_memory_mb']:,.0f}"}
+        for label, record in labelled(*records).items()
+        for stage, cost in record.cost.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["model", "stage"])
+    return table
+
+
+def prose(table: pd.DataFrame) -> Styler:
+    """A table of text for a notebook: wrapped, line breaks kept, read from the left, without the index."""
+    cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
+    heads = [{"selector": "th", "props": "text-align: left"}]
+    return table.reset_index(drop=True).style.hide().set_properties(**cells).set_table_styles(heads)
