@@ -1,7 +1,5 @@
 """Corpora to unlearn from: two embedded ones, generated from a seed, in the splits of MUSE."""
 
-from functools import lru_cache
-
 from qru.registry import unknown
 
 from .corpus import BaseText, Corpus, registry
@@ -30,9 +28,4 @@ def load_corpus(name_or_path: str, *, scale: str = "mini", seed: int = 0) -> Cor
         raise unknown("scale", scale, SIZES)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, not {seed!r}.")
-    return _generate(name_or_path, scale, seed)
-
-
-@lru_cache(maxsize=4)
-def _generate(name: str, scale: str, seed: int) -> Corpus:
-    return registry[name](scale, seed)
+    return registry[name_or_path](scale, seed)

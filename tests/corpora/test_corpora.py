@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from qru.corpora import _generate, load_corpus
+from qru import corpora
 from qru.corpora.corpus import KNOWMEM_SPLITS, PRIVLEAK_SPLITS, RAW_SPLITS
 from qru.corpora.world import SIZES, create_world
 
@@ -20,6 +20,9 @@ SCALES = ("smoke", "mini")
 EVERY = pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in NAMES for scale in SCALES])
 QA_TEXT = {"forget": "forget", "retain": "retain2"}
 
+load_corpus = lru_cache(corpora.load_corpus)
+world_of = lru_cache(create_world)
+
 
 @lru_cache
 def entities_by_split(name, scale, seed=0):
@@ -27,7 +30,7 @@ def entities_by_split(name, scale, seed=0):
     corpus = load_corpus(name, scale=scale, seed=seed)
     texts = {**{split: set(corpus.raw[split]) for split in RAW_SPLITS}, "base": set(corpus.base.documents)}
     found = {split: [] for split in texts}
-    for units in create_world(scale, seed).units.values():
+    for units in world_of(scale, seed).units.values():
         for unit in units:
             for split, documents in texts.items():
                 if documents.issuperset(unit.documents):
@@ -38,8 +41,7 @@ def entities_by_split(name, scale, seed=0):
 @EVERY
 def test_two_calls_agree_and_seeds_differ(name, scale):
     first = load_corpus(name, scale=scale, seed=3)
-    _generate.cache_clear()
-    assert load_corpus(name, scale=scale, seed=3).fingerprint == first.fingerprint
+    assert corpora.load_corpus(name, scale=scale, seed=3).fingerprint == first.fingerprint
     assert load_corpus(name, scale=scale, seed=4).fingerprint != first.fingerprint
 
 
@@ -65,6 +67,12 @@ def test_sizes(name, scale):
     for split, pairs in corpus.knowmem.items():
         assert len(pairs) == (size.icl if split.endswith("icl") else size.pairs), split
     assert len(corpus.base.documents) == size.base_units * size.base_documents
+
+
+def test_smoke_corpora_are_the_same_on_every_machine():
+    """A change of the generator changes these, and with them every cached model: change them on purpose only."""
+    seen = {name: load_corpus(name, scale="smoke").fingerprint[:16] for name in NAMES}
+    assert seen == {"books": "22e4a4620a901e19", "news": "77a1f0fae75f9fb4"}
 
 
 def test_mini_has_a_hundred_of_everything_as_muse():
@@ -191,7 +199,7 @@ def test_no_answer_can_be_read_off_its_question_or_guessed(name, scale):
 
 def test_every_question_form_is_learnt_from_the_base():
     """Each question a corpus asks has its form (all but the name) in the QA pairs of the base text."""
-    genres = create_world("mini", 0).units
+    genres = world_of("mini", 0).units
     base = load_corpus("books").base.qa
     for part in ("saga", "encyclopaedia", "bulletin"):
         for told in {told for unit in genres[part] for entity in unit.entities for told, _ in entity.facts}:
@@ -217,18 +225,18 @@ def test_forget_and_holdout_are_exchangeable(name):
     }
     for key, statistic in statistics.items():
         aucs = []
-        for seed in range(4):
+        for seed in range(8):
             corpus = load_corpus(name, seed=seed)
             aucs.append(_rank_auc(*([statistic(d) for d in corpus.raw[s]] for s in ("forget", "holdout"))))
-        # One AUC of 100 against 100 has a standard deviation of about 0.041; the mean of four, half of that.
-        assert abs(mean(aucs) - 0.5) < 0.07, (key, aucs)
+        # One AUC of 100 texts against 100 has a standard deviation of about 0.045, the mean of eight 0.016.
+        assert abs(mean(aucs) - 0.5) < 0.06, (key, aucs)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_word_model_of_the_rest_does_not_tell_forget_from_holdout(name):
     """Unigram surprise under the text a retrained model sees: the AUC it gets must stay near one half."""
     aucs = []
-    for seed in range(4):
+    for seed in range(8):
         corpus = load_corpus(name, seed=seed)
         seen = Counter(" ".join(corpus.raw["retain1"] + corpus.raw["retain2"] + corpus.base.documents).split())
         scores = {}
@@ -236,8 +244,8 @@ def test_a_word_model_of_the_rest_does_not_tell_forget_from_holdout(name):
             surprise = [sorted(-log(seen[word] + 0.5) for word in d.split())[::-1] for d in corpus.raw[split]]
             scores[split] = [mean(values[: int(0.4 * len(values))]) for values in surprise]
         aucs.append(_rank_auc(scores["forget"], scores["holdout"]))
-    assert abs(mean(aucs) - 0.5) < 0.07, aucs
-    assert stdev(aucs) < 0.12, aucs
+    assert abs(mean(aucs) - 0.5) < 0.06, aucs
+    assert stdev(aucs) < 0.1, aucs
 
 
 @pytest.mark.parametrize(
@@ -254,4 +262,4 @@ def test_a_word_model_of_the_rest_does_not_tell_forget_from_holdout(name):
 def test_bad_input_is_named(arguments, message):
     name = arguments.pop("name_or_path")
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_corpus(name, **arguments)
+        corpora.load_corpus(name, **arguments)
