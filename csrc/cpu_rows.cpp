@@ -61,15 +61,10 @@ QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* co
     for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * kLane, acc[i][j]);
 }
 
-struct Range {
-  float low, high;
-  uint32_t largest;  // magnitude bits; kInfBits or more betrays NaN or Inf
-};
-
 // Merged weights of one group: read as the product tile left them (or from new_weight), written back to `merged`.
 template <int kType, bool kSymmetric>
-QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged, Range& before,
-                            Range& after) {
+QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged, GroupRange& before,
+                              GroupRange& after) {
   U top_before = zero_bits(), top_after = zero_bits();
   V low_before = set1(0.0f), high_before = low_before, low_after = low_before, high_after = low_before;
   const V scaling = set1(p.scaling);
@@ -131,35 +126,50 @@ struct Codes {
   int8_t *before, *frozen, *after;
 };
 
-// Codes and sums of one group by vectors. `kSameGrid`: the merged weight's grid is the weight's own.
-template <int kType, bool kSymmetric, bool kSameGrid>
+// Codes and sums of one group by vectors.
+//   kSameGrid: the merged weight's grid is the weight's own.
+//   kShort: weights and steps have so few significant bits that a quotient is either an exact tie or far from one.
+//   Snapping away the last five bits of w * (1 / s) then restores the tie and moves nothing else across one.
+template <int kType, bool kSymmetric, bool kSameGrid, bool kShort>
 QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, const float* merged, const Grid& grid0,
-                               const Grid& grid1, float near_tie, Codes codes, double* sums, U& moved) {
+                                 const Grid& grid1, float near_tie, Codes codes, double* sums, U& moved_out) {
   const Vgrid g0 = spread(grid0), g1 = spread(grid1);
-  const V rounder = set1(kRounder), one = set1(1.0f), tie = set1(near_tie), none = set1(0.0f);
+  const V rounder = set1(kRounder), none = set1(0.0f);
+  U moved = moved_out;
   for (int64_t span = 0; span < width; span += kSpan) {
     const int64_t end = span + kSpan < width ? span + kSpan : width;
-    V predicted = none, dw2 = none, qdw = none, q2 = none;
+    V within = none, dw2 = none, qdw = none, q2 = none;
     const auto step = [&](int64_t j, int n, V w, V m) __attribute__((always_inline)) {
-      V t0 = clamped(w * g0.reciprocal, g0);
-      V tf = clamped(m * g0.reciprocal, g0);
-      V t1 = kSameGrid ? tf : clamped(m * g1.reciprocal, g1);
-      V y0 = t0 + rounder, yf = tf + rounder, y1 = t1 + rounder;
-      V n0 = y0 - rounder, nf = yf - rounder, n1 = y1 - rounder;
-      V off = larger_magnitude(t0 - n0, tf - nf);
-      if constexpr (!kSameGrid) off = larger_magnitude(off, t1 - n1);
-      if (__builtin_expect(any_above(off, tie), 0)) {
-        if (grid0.step > 0.0f) {
-          y0 = clamped(w / g0.step, g0) + rounder;
-          yf = clamped(m / g0.step, g0) + rounder;
+      V t0 = w * g0.reciprocal, tf = m * g0.reciprocal;
+      V t1 = kSameGrid ? tf : m * g1.reciprocal;
+      if constexpr (kShort) {
+        // On its own grid a symmetric code cannot fall below qmin: |w / s| is at most the denominator.
+        t0 = smaller(snapped(t0), g0.high);
+        tf = clamped(snapped(tf), g0);
+        t1 = kSameGrid ? tf : smaller(snapped(t1), g1.high);
+      } else {
+        t0 = clamped(t0, g0);
+        tf = clamped(tf, g0);
+        t1 = kSameGrid ? tf : clamped(t1, g1);
+      }
+      V y0 = t0 + rounder, yf = tf + rounder, y1 = kSameGrid ? yf : t1 + rounder;
+      V n0 = y0 - rounder, n1 = y1 - rounder;
+      if constexpr (!kShort) {
+        V off = larger_magnitude(t0 - n0, tf - (yf - rounder));
+        if constexpr (!kSameGrid) off = larger_magnitude(off, t1 - n1);
+        if (__builtin_expect(any_above(off, set1(near_tie)), 0)) {
+          if (grid0.step > 0.0f) {
+            y0 = clamped(w / g0.step, g0) + rounder;
+            yf = clamped(m / g0.step, g0) + rounder;
+          }
+          if (kSameGrid) {
+            y1 = yf;
+          } else if (grid1.step > 0.0f) {
+            y1 = clamped(m / g1.step, g1) + rounder;
+          }
+          n0 = y0 - rounder;
+          n1 = y1 - rounder;
         }
-        if (kSameGrid) {
-          y1 = yf;
-        } else if (grid1.step > 0.0f) {
-          y1 = clamped(m / g1.step, g1) + rounder;
-        }
-        n0 = y0 - rounder;
-        n1 = y1 - rounder;
       }
       if constexpr (!kSymmetric) {
         y0 = y0 + g0.zero;
@@ -170,10 +180,11 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
       store_low_bytes(codes.frozen + j, yf);
       store_low_bytes(codes.after + j, y1);
       const V dw = m - w;
-      V delta = n1 * g1.step - n0 * g0.step;
+      // Short steps make both products exact, so fusing the second changes nothing.
+      V delta = kShort ? fma(n1, g1.step, none - n0 * g0.step) : n1 * g1.step - n0 * g0.step;
       if (!kSymmetric && n < kLane) delta = keep(delta, n);
       moved = count_nonzero(moved, dw);
-      predicted = predicted + smaller(magnitude(dw) * g0.reciprocal, one);
+      within = within + smaller(magnitude(dw), g0.step);
       dw2 = fma(dw, dw, dw2);
       qdw = fma(delta, dw, qdw);
       q2 = fma(delta, delta, q2);
@@ -184,8 +195,9 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
       const int n = static_cast<int>(end - j);
       step(j, n, load_first<kType>(weight, at + j, n), load_first<kFloat32>(merged, j, n));
     }
-    add_sums(predicted, dw2, qdw, q2, sums);
+    add_sums(within * g0.reciprocal, dw2, qdw, q2, sums);
   }
+  moved_out = moved;
 }
 
 // The same, one weight at a time by true division: for steps so small or large that reciprocals or sums would not fit.
@@ -280,89 +292,173 @@ QRU_INLINE void note(int64_t& first_row, int64_t row) {
   if (first_row < 0 || row < first_row) first_row = row;
 }
 
+// Whether quotients of weights of this type by these steps are exact ties or clearly none. With w = A 2^a, s = B 2^b and
+// A, B of p bits, w / s misses a half-integer by 2^-(p+2) or more: for bfloat16 (p = 8) and codes of 8 bits, or float16
+// (p = 11) and codes of 4 bits, that is at least 2^-17 of its size. Snapping moves it by at most 2^-19 of its size.
+template <int kType>
+QRU_INLINE bool is_short(const Grid& grid, int bits) {
+  if (kType == kBFloat16) return (bits_of(grid.step) & 0xffffu) == 0;
+  if (kType == kFloat16) return bits <= 4 && (bits_of(grid.step) & 0x1fffu) == 0;
+  return false;
+}
+
+// Grids of a row's groups, their storage, and which path each group takes.
 template <int kType, bool kSymmetric>
-QRU_NOINLINE void row_panel(const RowTask& task, int64_t row, int64_t column0, int64_t columns, float* merged,
-                          const RowScratch& scratch, RowTotals& totals) {
+QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0, int64_t groups, GroupWork* work,
+                              RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
-  const int64_t groups_per_row = p.columns / p.group;
-  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;  // 2^-14, 2^-18
-  double* sums = task.row_sums[row];
-  U moved = zero_bits();
-  int64_t moved_unusual = 0;
-  for (int64_t first = 0; first < columns; first += p.group) {
-    const int64_t at = row * p.columns + column0 + first;
-    float* group_merged = merged + first;
-    Range before, after;
-    merge_group<kType, kSymmetric>(p, at, p.group, group_merged, before, after);
-    if (before.largest >= kInfBits || after.largest >= kInfBits) {
+  const int64_t index = p.per_tensor ? 0 : row * (p.columns / p.group) + column0 / p.group;
+  const bool exact_steps = p.rule.scale_dtype == kFloat32 || p.rule.bits <= 4;  // no own code below qmin
+  for (int64_t i = 0; i < groups; ++i) {
+    GroupWork& g = work[i];
+    if (g.before_range.largest >= kInfBits || g.after_range.largest >= kInfBits) {
       note(totals.non_finite_row, row);
+      g.path = kSkipPath;
       continue;
     }
-    if (task.ranges != nullptr) {
-      task.ranges[row] = {before.low, before.high, after.low, after.high};
-      continue;
-    }
-    const Grid grid0 = p.per_tensor ? task.tensor_before : grid_of_range(before.low, before.high, p.rule);
-    const Grid grid1 = p.per_tensor ? task.tensor_after : grid_of_range(after.low, after.high, p.rule);
-    if (!p.per_tensor) {
-      if (bits_of(grid0.step) >= kInfBits || bits_of(grid1.step) >= kInfBits) {
+    if (p.per_tensor) {
+      g.before = task.tensor_before;
+      g.after = task.tensor_after;
+    } else {
+      g.before = grid_of_range(g.before_range.low, g.before_range.high, p.rule);
+      g.after = grid_of_range(g.after_range.low, g.after_range.high, p.rule);
+      if (bits_of(g.before.step) >= kInfBits || bits_of(g.after.step) >= kInfBits) {
         note(totals.step_overflow_row, row);
+        g.path = kSkipPath;
         continue;
       }
-      const int64_t index = row * groups_per_row + (column0 + first) / p.group;
-      p.scales[index] = grid1.step;
-      if (p.zeros != nullptr) p.zeros[index] = grid1.zero;
-      totals.counts[3] += grid0.step != grid1.step;
-      totals.counts[4] += grid0.step == 0.0f;
+      p.scales[index + i] = g.after.step;
+      if (p.zeros != nullptr) p.zeros[index + i] = g.after.zero;
+      totals.counts[3] += g.before.step != g.after.step;
+      totals.counts[4] += g.before.step == 0.0f;
     }
-    const Codes codes{scratch.codes[0] + first, scratch.codes[1] + first, scratch.codes[2] + first};
-    if (!is_usual(grid0.step) || !is_usual(grid1.step)) {
-      quantize_unusual<kType>(p.weight, at, p.group, group_merged, grid0, grid1, codes, sums, moved_unusual);
-    } else if (grid0.step == grid1.step && grid0.zero == grid1.zero) {
-      quantize_group<kType, kSymmetric, true>(p.weight, at, p.group, group_merged, grid0, grid1, near_tie, codes, sums,
-                                              moved);
+    const int bits = p.rule.bits;
+    if (!is_usual(g.before.step) || !is_usual(g.after.step)) {
+      g.path = kDivisionPath;
+    } else if (kSymmetric && exact_steps && is_short<kType>(g.before, bits) && is_short<kType>(g.after, bits)) {
+      g.path = kShortPath;
     } else {
-      quantize_group<kType, kSymmetric, false>(p.weight, at, p.group, group_merged, grid0, grid1, near_tie, codes,
-                                               sums, moved);
+      g.path = kReciprocalPath;
     }
   }
-  if (task.ranges != nullptr) return;
-  totals.counts[2] += total(moved) + moved_unusual;
-  count_codes(scratch.codes[0], scratch.codes[1], scratch.codes[2], columns, totals);
+}
+
+template <int kType, bool kSymmetric>
+QRU_INLINE void quantize_by(const GroupWork& g, const void* weight, int64_t at, int64_t width, const float* merged,
+                            float near_tie, Codes codes, double* sums, U& moved, int64_t& moved_unusual) {
+  const bool same = g.before.step == g.after.step && g.before.zero == g.after.zero;
+#define QRU_QUANTIZE(same_grid, is_short) \
+  quantize_group<kType, kSymmetric, same_grid, is_short>(weight, at, width, merged, g.before, g.after, near_tie, codes, \
+                                                         sums, moved)
+  if (g.path == kSkipPath) return;
+  if (g.path == kDivisionPath) {
+    quantize_unusual<kType>(weight, at, width, merged, g.before, g.after, codes, sums, moved_unusual);
+    return;
+  }
+  if constexpr (kSymmetric && kType != kFloat32) {
+    if (g.path == kShortPath) {
+      if (same) {
+        QRU_QUANTIZE(true, true);
+      } else {
+        QRU_QUANTIZE(false, true);
+      }
+      return;
+    }
+  }
+  if (same) {
+    QRU_QUANTIZE(true, false);
+  } else {
+    QRU_QUANTIZE(false, false);
+  }
+#undef QRU_QUANTIZE
+}
+
+QRU_NOINLINE void pack_row(const MergeQuantizeParams& p, int64_t row, int64_t column0, int64_t columns,
+                           const int8_t* codes) {
   uint8_t* out = static_cast<uint8_t*>(p.packed) + row * p.packed_stride;
   const bool last = column0 + columns == p.columns;
   const int stored_bits = p.rule.bits == 3 ? 8 : p.rule.bits;
   const int64_t offset = column0 * stored_bits / 8;
   const int64_t bytes = last ? p.packed_stride - offset : columns * stored_bits / 8;
-  if (p.rule.bits == 3) {
-    memcpy(out + offset, scratch.codes[2], static_cast<size_t>(columns));
-  } else if (p.rule.bits == 8) {
-    pack_codes<8>(scratch.codes[2], columns, out + offset, bytes);
-  } else if (p.rule.bits == 4) {
-    pack_codes<4>(scratch.codes[2], columns, out + offset, bytes);
-  } else {
-    pack_codes<2>(scratch.codes[2], columns, out + offset, bytes);
+  switch (p.rule.bits) {
+    case 2: return pack_codes<2>(codes, columns, out + offset, bytes);
+    case 3: memcpy(out + offset, codes, static_cast<size_t>(columns)); return;
+    case 4: return pack_codes<4>(codes, columns, out + offset, bytes);
+    default: return pack_codes<8>(codes, columns, out + offset, bytes);
   }
+}
+
+// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.merged. All
+// merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal are
+// a chain of some hundred cycles, which only other groups can hide.
+template <int kType, bool kSymmetric>
+QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, int64_t column0, int64_t columns,
+                              const RowScratch& scratch, RowTotals& totals) {
+  const MergeQuantizeParams& p = *task.params;
+  const int64_t groups = columns / p.group;
+  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;  // 2^-14, 2^-18
+  for (int64_t r = 0; r < rows; ++r) {
+    GroupWork* work = scratch.groups + r * groups;
+    for (int64_t i = 0; i < groups; ++i) {
+      merge_group<kType, kSymmetric>(p, (row0 + r) * p.columns + column0 + i * p.group, p.group,
+                                     scratch.merged + r * task.panel_pad + i * p.group, work[i].before_range,
+                                     work[i].after_range);
+    }
+  }
+  if (task.ranges != nullptr) {  // one group per row
+    for (int64_t r = 0; r < rows; ++r) {
+      const GroupRange &before = scratch.groups[r].before_range, &after = scratch.groups[r].after_range;
+      if (before.largest >= kInfBits || after.largest >= kInfBits) note(totals.non_finite_row, row0 + r);
+      task.ranges[row0 + r] = {before.low, before.high, after.low, after.high};
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    plan_groups<kType, kSymmetric>(task, row0 + r, column0, groups, scratch.groups + r * groups, totals);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const GroupWork* work = scratch.groups + r * groups;
+    U moved = zero_bits();
+    int64_t moved_unusual = 0;
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t first = i * p.group;
+      const Codes codes{scratch.codes[0] + first, scratch.codes[1] + first, scratch.codes[2] + first};
+      quantize_by<kType, kSymmetric>(work[i], p.weight, (row0 + r) * p.columns + column0 + first, p.group,
+                                     scratch.merged + r * task.panel_pad + first, near_tie, codes,
+                                     task.row_sums[row0 + r], moved, moved_unusual);
+    }
+    totals.counts[2] += total(moved) + moved_unusual;
+    count_codes(scratch.codes[0], scratch.codes[1], scratch.codes[2], columns, totals);
+    pack_row(p, row0 + r, column0, columns, scratch.codes[2]);
+  }
+}
+
+// Ask for the weights of a strip while its products are computed.
+QRU_INLINE void prefetch_strip(const MergeQuantizeParams& p, int64_t row, int64_t column, int64_t columns) {
+  const int64_t size = p.weight_dtype == kFloat32 ? 4 : 2;
+  const char* from = static_cast<const char*>(p.weight) + (row * p.columns + column) * size;
+  for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(from + byte, 0, 3);
 }
 
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
+  constexpr int64_t kStrip = kTileVectors * kLane;
   for (int64_t column0 = 0, panel = 0; column0 < p.columns; column0 += task.panel, ++panel) {
     const int64_t columns = p.columns - column0 < task.panel ? p.columns - column0 : task.panel;
     const float* a = task.a_panels + panel * p.rank * task.panel_pad;
     for (int64_t row0 = begin; row0 < end; row0 += kTileRows) {
+      const int64_t rows = end - row0 < kTileRows ? end - row0 : kTileRows;
       if (p.rank > 0) {
         const float* b[kTileRows];
-        for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (row0 + i < end ? row0 + i : end - 1) * p.rank;
-        for (int64_t j = 0; j < columns; j += kTileVectors * kLane) {
+        for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (i < rows ? row0 + i : end - 1) * p.rank;
+        for (int64_t j = 0; j < columns; j += kStrip) {
+          const int64_t strip = columns - j < kStrip ? columns - j : kStrip;
+          for (int64_t r = 0; r < rows; ++r) prefetch_strip(p, row0 + r, column0 + j, strip);
           product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.merged + j, task.panel_pad);
         }
       }
-      for (int64_t row = row0; row < row0 + kTileRows && row < end; ++row) {
-        row_panel<kType, kSymmetric>(task, row, column0, columns, scratch.merged + (row - row0) * task.panel_pad,
-                                     scratch, totals);
-      }
+      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, scratch, totals);
     }
   }
 }

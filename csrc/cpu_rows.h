@@ -33,12 +33,26 @@ struct RowTask {
   double (*row_sums)[kSums];
 };
 
-struct RowScratch {
-  float* merged;     // tile_rows * panel_pad
-  int8_t* codes[3];  // panel_pad + 64 each: before, after on the frozen grid, after
+constexpr int kTileRows = 6;
+
+struct GroupRange {
+  float low, high;
+  uint32_t largest;  // magnitude bits; kInfBits or more betrays NaN or Inf
 };
 
-constexpr int kTileRows = 6;
+enum GroupPath : int { kShortPath, kReciprocalPath, kDivisionPath, kSkipPath };
+
+struct GroupWork {
+  GroupRange before_range, after_range;
+  Grid before, after;
+  GroupPath path;
+};
+
+struct RowScratch {
+  float* merged;     // kTileRows * panel_pad, and a vector more
+  int8_t* codes[3];  // panel_pad + 64 each: before, after on the frozen grid, after
+  GroupWork* groups;  // kTileRows * groups of a panel
+};
 
 // Rows [begin, end) of the task. One function per instruction set.
 void rows_plain(const RowTask&, int64_t begin, int64_t end, const RowScratch&, RowTotals&);

@@ -90,13 +90,15 @@ bool run_rows(const RowTask& task, int threads, Isa isa, RowTotals& totals) {
 #pragma omp parallel num_threads(team)
   {
     const FloatMode mode;
-    Buffer merged, codes;
-    RowScratch scratch{merged.get<float>(kTileRows * task.panel_pad + 64), {nullptr, nullptr, nullptr}};
+    Buffer merged, codes, groups;
+    RowScratch scratch{};
+    scratch.merged = merged.get<float>(kTileRows * task.panel_pad + 64);
+    scratch.groups = groups.get<GroupWork>(kTileRows * (task.panel / p.group));
     int8_t* bytes = codes.get<int8_t>(3 * width);
     RowTotals mine;
     memset(&mine, 0, sizeof mine);
     mine.non_finite_row = mine.step_overflow_row = -1;
-    const bool ready = scratch.merged != nullptr && bytes != nullptr;
+    const bool ready = scratch.merged != nullptr && scratch.groups != nullptr && bytes != nullptr;
     for (int i = 0; ready && i < 3; ++i) scratch.codes[i] = bytes + i * width;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks; ++i) {

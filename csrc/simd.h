@@ -45,6 +45,11 @@ QRU_INLINE V larger(V a, V b) { return {_mm512_max_ps(a.x, b.x)}; }
 QRU_INLINE V magnitude(V a) { return {_mm512_abs_ps(a.x)}; }
 // The larger magnitude of the two, as a magnitude.
 QRU_INLINE V larger_magnitude(V a, V b) { return {_mm512_range_ps(a.x, b.x, 0xb)}; }
+// Rounded to 19 significant bits; ties away from zero.
+QRU_INLINE V snapped(V a) {
+  const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(a.x), _mm512_set1_epi32(16));
+  return {_mm512_castsi512_ps(_mm512_and_si512(sum, _mm512_set1_epi32(~31)))};
+}
 QRU_INLINE bool any_above(V a, V b) { return _mm512_cmp_ps_mask(a.x, b.x, _CMP_GT_OQ) != 0; }
 QRU_INLINE void store_low_bytes(int8_t* p, V a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a.x)));
@@ -142,6 +147,11 @@ QRU_INLINE V magnitude(V a) {
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
 QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
+QRU_INLINE __m256 snapped_half(__m256 a) {
+  const __m256i sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(16));
+  return _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(~31)));
+}
+QRU_INLINE V snapped(V a) { return {snapped_half(a.lo), snapped_half(a.hi)}; }
 QRU_INLINE bool any_above(V a, V b) {
   const __m256 above =
       _mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
@@ -321,6 +331,10 @@ QRU_INLINE V magnitude(V a) {
   return a;
 }
 QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
+QRU_INLINE V snapped(V a) {
+  QRU_LANES a.x[i] = float_of((bits_of(a.x[i]) + 16u) & ~31u);
+  return a;
+}
 QRU_INLINE bool any_above(V a, V b) {
   int above = 0;
   QRU_LANES above |= a.x[i] > b.x[i];
