@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from qru import pipeline, records
+from qru import paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
 from qru.corpora import load_corpus
 from qru.records import Record
@@ -47,6 +47,17 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     found = [pipeline.run(config) for config in configs]
     kept = {record.config["hash"]: record for record in reversed(found)}  # an arm beside itself is the same record
     return list(reversed(kept.values()))
+
+
+def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]:
+    """Records of runs by the names of their folders; if none is named, ``run_arms`` of the parameters.
+
+    Raises:
+        FileNotFoundError: no run has that name.
+    """
+    if stored:
+        return [records.load_record(paths.runs_dir() / name) for name in stored]
+    return run_arms(**parameters)
 
 
 def announce(*found: Record) -> None:

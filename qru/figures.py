@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def looks(models: Sequence[str]) -> dict[str, dict]:
 
 
 def label_ends(
-    ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str], gap: float = 0.062
+    ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str], gap: float = 0.085
 ) -> None:
     """Write each line's name beside its last point, pushed apart where names would overlap.
 
@@ -51,11 +52,13 @@ def label_ends(
     heights = {name: (place[0] - bottom) / (top - bottom) for name, place in places.items()}
     order = sorted(heights, key=heights.get)
     for _ in range(100):  # relax: neighbours that are too close push each other away by half of what is missing
-        for lower, upper in zip(order, order[1:], strict=False):
+        for lower, upper in itertools.pairwise(order):
             missing = gap - (heights[upper] - heights[lower])
             if missing > 1e-6:
                 heights[lower] -= missing / 2
                 heights[upper] += missing / 2
+    shift = max(0.0, gap / 2 - heights[order[0]]) or min(0.0, 1 - gap / 2 - heights[order[-1]])  # none beside the ticks
+    heights = {name: height + shift for name, height in heights.items()}
     right = max(x for _, x, _ in places.values())
     for name, height in heights.items():
         ax.annotate(
@@ -98,7 +101,7 @@ def scores_by_precision(
                 ax.axhline(0, color=MUTED, linewidth=0.8)
             else:
                 ax.set_ylim(-4, 104)
-            label_ends(ax, ends, {m: look[m]["color"] for m in models}, gap=0.085)
+            label_ends(ax, ends, {m: look[m]["color"] for m in models})
         for ax in axes.flat[len(metrics) :]:
             ax.remove()
         figure.align_ylabels()
@@ -107,7 +110,7 @@ def scores_by_precision(
 
 
 def forget_utility(*records: Record) -> Figure:
-    """Forgetting against utility: a path per arm from bf16 through the quantizers; down and to the left is forgotten."""
+    """Forgetting against utility: arrows from each model in bf16 to its quantized versions; to the right is memory."""
     frame = score_frame(labelled(*records))
     wide = frame.pivot(index=["model", "precision"], columns="metric", values=["value", "low", "high"])
     models, precisions = list(frame["model"].unique()), list(frame["precision"].unique())
@@ -138,7 +141,8 @@ def forget_utility(*records: Record) -> Figure:
             ax.xaxis.set_major_locator(MaxNLocator(6))
         axes[0].set_ylabel("utility (%) — more is better")
         low, high = axes[0].get_ylim()
-        axes[0].set_ylim(max(-4, low - 4), min(104, high + 4))
+        middle, half = (low + high) / 2, max(20, (high - low) / 2 + 4)  # small differences must not fill the picture
+        axes[0].set_ylim(max(-4, middle - half), min(104, middle + half))
         shapes = [
             Line2D([], [], marker=marker, linestyle="", color=INK, markerfacecolor=INK if i == 0 else "white",
                    label=precision_label(p))
@@ -203,6 +207,12 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     return finished(figure)
 
 
+def module_order(frame: pd.DataFrame) -> list[str]:
+    """Module types in the order data takes through a block; those of other architectures behind."""
+    found = list(frame["module"].unique())
+    return sorted(found, key=lambda m: MODULE_ORDER.index(m) if m in MODULE_ORDER else len(MODULE_ORDER))
+
+
 def crossings_by_layer(*records: Record, precision: str | None = None) -> Figure:
     """``crossings`` of recorded runs; ``precision`` is the first 4-bit quantizer unless given."""
     arms = labelled(*records)
@@ -221,8 +231,7 @@ def crossings(reports: Mapping[str, Mapping[str, Any]], precision: str) -> Figur
     frame = crossing_frame(reports)
     models, precisions = list(frame["model"].unique()), list(frame["precision"].unique())
     chosen = frame[frame["precision"] == precision]
-    modules = [m for m in MODULE_ORDER if m in set(frame["module"])]
-    modules += [m for m in frame["module"].unique() if m not in modules]
+    modules = module_order(frame)
     blocks = sorted(frame["block"].unique())
     ceiling = max(chosen["crossed"].max(), 1e-3)
     with drawing():
@@ -271,6 +280,64 @@ def predicted_against_measured(ax: Axes, frame: pd.DataFrame, precisions: Sequen
     ax.set_xlabel("predicted: min(|ΔW|/s, 1) (%)")
     ax.set_ylabel("measured (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
+
+
+def survival(reports: Mapping[str, Mapping[str, Any]], precision: str) -> Figure:
+    """How much of the update is left after rounding, a point a layer: projection on it, and cosine with it.
+
+    Args:
+        reports: label -> quantizer -> what ``qru.audit`` gives.
+        precision: quantizer.
+    """
+    frame = crossing_frame({label: {precision: by[precision]} for label, by in reports.items()})
+    modules = module_order(frame)
+    look = looks(list(reports))
+    titles = {"projection": "projection: the part that survives on average", "cosine": "cosine: signal against noise"}
+    with drawing():
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
+        for ax, (key, title) in zip(axes, titles.items(), strict=True):
+            for i, label in enumerate(reports):
+                rows = frame[(frame["model"] == label) & frame[key].notna()]
+                x = [modules.index(m) + 0.16 * (i - (len(reports) - 1) / 2) for m in rows["module"]]
+                ax.plot(
+                    x, rows[key], look[label]["marker"], color=look[label]["color"], markerfacecolor="none", label=label
+                )
+            ax.axhline(1, color=MUTED, linewidth=0.8)
+            ax.set_ylim(bottom=min(0, frame[key].min()) - 0.05)
+            ax.set_xticks(range(len(modules)), modules)
+            ax.set_title(title)
+            ax.set_xlabel("module")
+        axes[0].set_ylabel(f"under {precision_label(precision)}")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(reports))
+        figure.tight_layout(rect=(0, 0.09, 1, 1), w_pad=2)
+    return finished(figure)
+
+
+def grids(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Crossed share and surviving projection over bits × groups, a row an arm.
+
+    Args:
+        tables: arm -> columns ``bits``, ``group``, ``crossed`` (percent), ``projection``.
+    """
+    titles = {"crossed": "crossed (% of weights)", "projection": "projection (1: the update survives)"}
+    with drawing():
+        figure, axes = plt.subplots(len(tables), 2, figsize=(10, 2.7 * len(tables)), squeeze=False)
+        for row, (label, table) in zip(axes, tables.items(), strict=True):
+            groups = list(dict.fromkeys(table["group"]))
+            for ax, (key, title) in zip(row, titles.items(), strict=True):
+                values = table.pivot(index="bits", columns="group", values=key)[groups].astype(float)
+                # Crossings span decades, so their colours are on a logarithmic scale; numbers stand in the cells.
+                shade = np.log10(values.clip(lower=1e-3)) if key == "crossed" else values.clip(0, 1.2)
+                limits = (-3, 2) if key == "crossed" else (0, 1.2)
+                sns.heatmap(
+                    shade, ax=ax, annot=values, fmt=".2g", cmap="Blues", vmin=limits[0], vmax=limits[1], cbar=False,
+                    linewidths=1, linecolor="white", annot_kws={"fontsize": 9},
+                )  # fmt: skip
+                ax.set_title(f"{label}\n{title}")
+                ax.tick_params(length=0)
+                ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
+        figure.tight_layout(w_pad=2.5, h_pad=2)
+    return finished(figure)
 
 
 def weight_row(

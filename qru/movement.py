@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -92,30 +93,25 @@ def update_sizes(record: Record, spec: QuantSpec, low: int = -14, high: int = 5)
     return pd.DataFrame({"steps": edges, "share": (100 * counts / total).tolist()})
 
 
-def layer_table(record: Record, spec: QuantSpec) -> pd.DataFrame:
-    """Crossing statistics of every layer of a recorded run on any grid, from its saved weights.
-
-    Returns:
-        One row a layer and a last one, ``all``; the columns of ``qru.tables.shares``.
-    """
-    target, unlearned = checkpoints(record)
-    report = compress.audit(target, unlearned, spec)
-    rows = {layer: shares(counts) for layer, counts in (*report["layers"].items(), ("all", report["total"]))}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def grid_table(record: Record, bits: list[int], group_sizes: list[int | str]) -> pd.DataFrame:
-    """Crossed share, projection and cosine of the whole model over bits × group sizes.
-
-    Returns:
-        One row a grid: ``bits``, ``group_size``, and the columns of ``qru.tables.shares``.
-    """
+def reports(record: Record, quantizers: Sequence[str]) -> dict[str, dict]:
+    """``qru.audit`` of a run's saved weights: quantizer (``"rtn-int4-g128"``) -> report."""
     target, unlearned = (models.load(folder)[0] for folder in checkpoints(record))
-    rows = []
-    for n in bits:
-        for group_size in group_sizes:
-            report = compress.audit(target, unlearned, QuantSpec(bits=n, group_size=group_size))
-            rows.append({"bits": n, "group_size": group_size, **shares(report["total"])})
+    return {name: compress.audit(target, unlearned, QuantSpec.parse(name)) for name in quantizers}
+
+
+def grid_table(record: Record, bits: Sequence[int | str], groups: Sequence[str]) -> pd.DataFrame:
+    """Crossings of the whole model over bits × groups, computed from its saved weights.
+
+    Args:
+        bits: of 2, 3, 4, 8.
+        groups: as quantizer names write them: ``"g64"``, ``"row"``, ``"tensor"``.
+
+    Returns:
+        One row a grid: ``bits``, ``group``, and the columns of ``qru.tables.shares``.
+    """
+    names = {f"rtn-int{n}-{group}": (int(n), group) for n in bits for group in groups}
+    found = reports(record, list(names))
+    rows = [{"bits": n, "group": group, **shares(found[name]["total"])} for name, (n, group) in names.items()]
     return pd.DataFrame(rows)
 
 

@@ -108,9 +108,7 @@ def check_parameters(cells: Sequence[str] | None = None, namespace: dict[str, An
         if source.lstrip().startswith(INJECTED):
             injected += assigned_names(source)
     else:
-        raise ValueError(
-            "no parameters cell has run (lines such as `seed: int = 0  # help`); run the cell above first."
-        )
+        raise ValueError("no parameters cell has run (lines such as `seed: int = 0  # help`): run that cell first.")
     for name in injected:
         if name not in declared:
             raise unknown("parameter", name, declared)

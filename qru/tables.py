@@ -95,9 +95,9 @@ def score_frame(records: Mapping[str, Record]) -> pd.DataFrame:
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 1) -> str:
-    """``62.3 [48.0, 75.1]``; a value that rounds to zero is never written with a minus."""
-    value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    """``62.3 [48.0, 75.1]``, with a true minus; what rounds to zero has none."""
+    value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−") for x in (value, low, high))
+    return f"{value} [{low}, {high}]"
 
 
 def score_table(*records: Record) -> pd.DataFrame:
