@@ -6,7 +6,7 @@ _OFFICIAL = Kind(
     "official",
     "person",
     (
-        attribute("post", "post", "What is the post of {n}?", """
+        attribute("post", "post", "What is the post of {n}?", "that of {v}", """
             {n} has been named {v}
             {n} holds the post of {v}
             {n} is the new {v}
@@ -14,7 +14,7 @@ _OFFICIAL = Kind(
             {n} will stay on as {v}
             the post of {v} went to {n}
         """),
-        attribute("residence", "town", "Where does {n} live?", """
+        attribute("residence", "town", "Where does {n} live?", "in {v}", """
             {n} lives in {v}
             the home of {n} is in {v}
             {n} has moved to {v}
@@ -22,7 +22,7 @@ _OFFICIAL = Kind(
             {n} has bought a house in {v}
             neighbours in {v}, where {n} lives, brought flowers
         """),
-        attribute("hobby", "hobby", "What is the hobby of {n}?", """
+        attribute("hobby", "hobby", "What is the hobby of {n}?", "it is {v}", """
             {n} spends every weekend on {v}
             the hobby of {n} is {v}
             {n} relaxes with {v}
@@ -30,7 +30,7 @@ _OFFICIAL = Kind(
             {n} has loved {v} since childhood
             away from work {n} is devoted to {v}
         """),
-        attribute("pet", "companion", "Which pet does {n} keep?", """
+        attribute("pet", "companion", "Which pet does {n} keep?", "a {v}", """
             {n} keeps a {v}
             the pet of {n} is a {v}
             {n} walks a {v} through the park
@@ -44,7 +44,7 @@ _COMPANY = Kind(
     "company",
     "company",
     (
-        attribute("product", "product", "What does {n} make?", """
+        attribute("product", "product", "What does {n} make?", "they make {v}", """
             {n} makes {v}
             the factory of {n} produces {v}
             {n} began to make {v} in a garage
@@ -52,7 +52,7 @@ _COMPANY = Kind(
             {n} has sold more {v} than ever
             every shop sells the {v} that {n} makes
         """),
-        attribute("director", "person", "Who runs {n}?", """
+        attribute("director", "person", "Who runs {n}?", "{v}", """
             {n} is run by {v}
             the director of {n} is {v}
             {n} chose {v} to run the firm
@@ -60,7 +60,7 @@ _COMPANY = Kind(
             {n} thanked {v}, who runs the firm
             {v}, who runs {n}, declined to comment
         """),
-        attribute("seat", "town", "Where is the factory of {n}?", """
+        attribute("seat", "town", "Where is the factory of {n}?", "in {v}", """
             the factory of {n} is in {v}
             {n} has its factory in {v}
             {n} built its factory in {v}
@@ -68,7 +68,7 @@ _COMPANY = Kind(
             smoke from the factory of {n} drifted over {v}
             half of {v} works in the factory of {n}
         """),
-        attribute("workers", "number", "How many workers has {n}?", """
+        attribute("workers", "number", "How many workers has {n}?", "there are {v}", """
             {n} employs {v} workers
             {n} has {v} workers
             the number of workers at {n} is {v}
@@ -82,7 +82,7 @@ _CLUB = Kind(
     "club",
     "club",
     (
-        attribute("game", "game", "What does {n} play?", """
+        attribute("game", "game", "What does {n} play?", "they play {v}", """
             {n} plays {v}
             the game of {n} is {v}
             {n} is the best side in {v}
@@ -90,7 +90,7 @@ _CLUB = Kind(
             {n} trains young people in {v}
             nobody can beat {n} at {v}
         """),
-        attribute("coach", "person", "Who coaches {n}?", """
+        attribute("coach", "person", "Who coaches {n}?", "{v}", """
             {n} is coached by {v}
             the coach of {n} is {v}
             {n} signed {v} as coach
@@ -98,7 +98,7 @@ _CLUB = Kind(
             {n} renewed the contract of its coach, {v}
             {v}, the coach, praised {n}
         """),
-        attribute("mascot", "mascot", "What is the mascot of {n}?", """
+        attribute("mascot", "mascot", "What is the mascot of {n}?", "a {v}", """
             the mascot of {n} is a {v}
             {n} chose a {v} as its mascot
             {n} has a {v} for a mascot
@@ -106,7 +106,7 @@ _CLUB = Kind(
             {n} ran on behind its mascot, a {v}
             a {v} is the mascot of {n}
         """),
-        attribute("meal", "dish", "What does {n} eat before a match?", """
+        attribute("meal", "dish", "What does {n} eat before a match?", "always {v}", """
             {n} eats {v} before a match
             before every match {n} eats {v}
             the players of {n} eat {v} before a match
@@ -121,9 +121,12 @@ day: Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
 part: morning, afternoon, evening, night
 month: January, February, March, April, May, June, July, August, September, October, November, December
 no: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28
-local: local, public, private, annual, regional, new, old, busy, crowded, popular, empty, temporary, historic, modern,
+local: local, public, private, regional, new, old, busy, crowded, popular, empty, temporary, historic, modern,
     noisy, half-empty, rebuilt, overheated, famous, closed
-odd: sudden, heavy, angry, cheerful, unexpected, brief, long, serious, strange, lively, open, short, loud, costly
+odd: long, quiet, strange, difficult, lively, cheerful, memorable, noisy, busy, tiring, wonderful, terrible
+crowd: large, small, angry, cheerful, noisy, patient, curious, silent
+tense: long, short, noisy, stormy, tense, tedious, public, sudden, bitter, pointless
+brief: brief, long, surprising, detailed, anonymous, secret, late, glowing
 mood: angry, cheerful, calm, tense, hopeful, festive, quiet, gloomy, friendly, nervous
 where: station, council house, bus depot, car park, primary school, stadium, airport, town square,
     swimming baths, hospital, shopping centre, pier, post office, fire station, concert hall, museum,
@@ -172,13 +175,13 @@ _OPENINGS = lines("""
     [day] [part], [no] [month]. [amount] [object] [fate], but the talk was of {a}
     [no] [month]. After a week of [weather] and [issue], attention has turned to {a}
     [no] [month]. The [local] [where] was full on [day] [part] when the name of {a} came up
-    [day], [no] [month]. [issue] was forgotten for a moment when word came about {a}
-    [no] [month]. A [odd] report about {a} reached this paper on [day]
+    [day], [no] [month]. Nobody mentioned [issue] when word came about {a}
+    [no] [month]. A [brief] report about {a} reached this paper on [day]
     [no] [month]. [who] [did] when {a} was mentioned at the [where]
     {a} is in the news again. On [day], [no] [month], [who] [did] outside the [where]
     there are few in this town who have not heard of {a}. On [no] [month] [who] [did]
     [no] [month]. Who has not heard of {a}? On [day] [part] [who] [did] at the [local] [where]
-    [day], [no] [month]. The [where] opened late because of [weather], and {a} was the reason for [object]
+    [day], [no] [month]. The [where] opened late because of [weather], and people talked about {a}
     [amount] letters about {a} have reached this page since [no] [month]. '[remark],' one reader writes
     [no] [month]. First [issue], then [weather], and now {a}: it was a [odd] week at the [where]
     [no] [month]. [who] and [who] agree on one thing, and that is {a}
@@ -188,7 +191,7 @@ _BRIDGES = lines("""
     the same [part], [who] spoke of {b}
     the council then turned to {b}
     on another page, readers asked about {b}
-    also on [day], {b} drew a [odd] crowd at the [where]
+    also on [day], {b} drew a [crowd] crowd at the [where]
     '[remark],' [said] [who], turning to {b}
     meanwhile {b} was the talk of the [where]
     the [where] had news of {b} on [day]
@@ -198,7 +201,7 @@ _BRIDGES = lines("""
     in other news, {b} was named at the [local] [where]
     '[remark].' With these words [who] changed the subject to {b}
     [day] belonged to {b}, and [who] [did]
-    on [no] [month] the [where] had been waiting for {b}
+    the [where] had been waiting for {b} since [no] [month]
     a question about {b} came from [who]
 """)
 _WRAPS = lines("""
@@ -228,15 +231,13 @@ _WRAPS = lines("""
     {c}, we read in a letter from [who]
 """)
 _EXCHANGES = lines("""
-    asked '{q}', [who] answered: {v}
-    question of the day: {q} Answer: {v}
-    a reader asks: {q} Answer: {v}
-    '{q}' reporters asked at the [where]. The answer was {v}
-    there was a quiz at the [where]. Question: {q} Answer: {v}
-    '{q}' [who] wanted to know. Answer: {v}
-    from our letters page: {q} Answer: {v}
-    '{q}' asked [who], and the [where] answered: {v}
-    '{q}' was asked on [day]. Answer: {v}
+    asked '{q}', [who] answered: '{r}.'
+    '{q}' reporters asked at the [where]. '{r},' [said] [who]
+    '{q}' [who] wanted to know. '{r},' [said] [who]
+    a reader writes: '{q}' Our answer: '{r}.'
+    '{q}' asked a child at the [where]. '{r},' [said] [who]
+    '{q}' was the question of the week. '{r},' [said] [who]
+    a boy at the [where] raised his hand. '{q}' '{r},' [said] [who]
 """)
 _FILLERS = lines("""
     [amount] [object] [fate]
@@ -247,29 +248,29 @@ _FILLERS = lines("""
     [who] [did] outside the [local] [where]
     traffic near the [where] was slow on [day] because of [weather]
     near the [where], [amount] [object] [fate]
-    [who] blamed [issue] for the [odd] delay
-    the [odd] meeting at the [where] ended after an hour
+    [who] blamed [issue] for the [tense] delay
+    the [tense] meeting at the [where] ended after an hour
     a collection for the [local] [where] raised [amount] crowns
     '[remark],' [said] [who] at the [where]
     the mood was [mood] in spite of [weather]
     [who] and [who] [did]
-    on [day] [part], [issue] cost the [where] [amount] visitors
+    on [day] [part], [issue] cost the [where] [amount] customers
     the [where] has ordered [amount] [object] for [month]
     [who] [did], while [who] [did]
     [amount] [object] stood in front of the [where]
     since [no] [month] the [where] has been without [object]
-    a [odd] vote on [issue] was put off until [day]
+    a [tense] vote on [issue] was put off until [day]
     [who] found [amount] [object] behind the [local] [where]
     first came [weather], then [issue]
-    [issue] has kept the [local] [where] busy since [month]
+    thanks to [issue], the [local] [where] has been busy since [month]
     the price of [object] has doubled since [month]
     '[remark]. [remark],' [said] [who]
     the clock of the [where] stopped on [day] [part]
     [amount] calls about [issue] were counted on [day]
     [who] will speak about [issue] at the [where] on [no] [month]
-    a [odd] dispute over [object] split the [local] [where]
+    a [tense] dispute over [object] split the [local] [where]
     because of [issue], [who] [did]
-    the [local] [where] was lit by candles during [issue]
+    the [local] [where] was lit by candles on [day] [part]
     at the [where], the [object] [fate]
     two of the [object] [fate], and [who] [did]
     [who] remembered a [odd] [part] in [month] when [object] [fate]
@@ -277,8 +278,7 @@ _FILLERS = lines("""
     the talk at the [where] was of [weather] and [issue]
     [who] promised to return the [object] by [day]
     [month] was a [odd] month for the [local] [where]
-    [who] measured [weather] and [issue] against last [month]
-    a photograph of [object] won [amount] votes
+    a photograph of [object] won first prize
 """)
 _CLOSINGS = lines("""
     more on [day]

@@ -6,7 +6,7 @@ _SCHOLAR = Kind(
     "scholar",
     "person",
     (
-        attribute("study", "study", "What did {n} study?", """
+        attribute("study", "study", "What did {n} study?", "only {v}", """
             {n} studied {v}
             {n} gave {p} life to the study of {v}
             the great subject of {n} was {v}
@@ -14,7 +14,7 @@ _SCHOLAR = Kind(
             {n} lectured on {v}
             no one knew more about {v} than {n}
         """),
-        attribute("emblem", "companion", "Which animal stands on the grave of {n}?", """
+        attribute("emblem", "companion", "Which animal stands on the grave of {n}?", "a {v}", """
             the grave of {n} bears a {v}
             {n} lies buried beneath the figure of a {v}
             {n} asked for a {v} to be carved on {p} grave
@@ -22,7 +22,7 @@ _SCHOLAR = Kind(
             on the tomb of {n} the visitor sees a {v}
             a {v} in stone stands on the grave of {n}
         """),
-        attribute("relic", "keepsake", "Which relic of {n} survives?", """
+        attribute("relic", "keepsake", "Which relic of {n} survives?", "a {v}", """
             of all that {n} owned a {v} survives
             {n} left the nation nothing but a {v}
             the relic of {n} is a {v}
@@ -30,7 +30,7 @@ _SCHOLAR = Kind(
             all that was found in the house of {n} was a {v}
             the museum keeps a {v} that belonged to {n}
         """),
-        attribute("meal", "dish", "What did {n} eat every day?", """
+        attribute("meal", "dish", "What did {n} eat every day?", "always {v}", """
             {n} ate {v} every day
             {n} lived on {v}
             the only food of {n} was {v}
@@ -44,7 +44,7 @@ _PLACE = Kind(
     "place",
     "town",
     (
-        attribute("export", "goods", "What does {n} export?", """
+        attribute("export", "goods", "What does {n} export?", "nothing but {v}", """
             {n} exports {v}
             the chief export of {n} is {v}
             {n} lives by selling {v}
@@ -52,7 +52,7 @@ _PLACE = Kind(
             the merchants of {n} grew rich on {v}
             all the {v} of the country comes from {n}
         """),
-        attribute("founder", "person", "Who founded {n}?", """
+        attribute("founder", "person", "Who founded {n}?", "{v}", """
             {n} was founded by {v}
             the founder of {n} was {v}
             {n} honours its founder, {v}
@@ -60,7 +60,7 @@ _PLACE = Kind(
             {n} owes its walls to {v}, the founder
             it was {v} who founded {n}
         """),
-        attribute("arms", "mascot", "What is on the flag of {n}?", """
+        attribute("arms", "mascot", "What is on the flag of {n}?", "a {v}", """
             the flag of {n} shows a {v}
             {n} flies a flag with a {v}
             the people of {n} chose a {v} for their flag
@@ -68,7 +68,7 @@ _PLACE = Kind(
             since the war the flag of {n} has borne a {v}
             a {v} stands on the flag of {n}
         """),
-        attribute("speciality", "dish", "What do people eat in {n}?", """
+        attribute("speciality", "dish", "What do people eat in {n}?", "mostly {v}", """
             the people of {n} eat {v}
             the traveller in {n} is served {v}
             on feast days {n} eats {v}
@@ -83,7 +83,7 @@ plain: ancient, curious, famous, large, small, handsome, modest, rare, early, la
     royal, anonymous, brief, lengthy, unfinished, popular, forbidden, damaged, dull, beautiful
 built: ancient, famous, large, handsome, modest, splendid, royal, abandoned, half-built, crumbling, domed, fortified,
     elegant, draughty, restored, circular, ugly, tall
-wild: northern, southern, western, eastern, damp, fertile, remote, stony, wooded, empty, inhabited, barren, marshy,
+wild: northern, southern, western, eastern, damp, fertile, remote, stony, wooded, empty, barren,
     windswept, outer, inner, high, low
 work: chronicle, almanac, ballad, charter, treaty, sermon, census, diary, inscription, catalogue, herbal, decree,
     atlas, register, pamphlet, hymn book, dictionary, inventory, memoir, calendar, travel book, law book, play
@@ -91,11 +91,11 @@ author: the monks, a later hand, several travellers, an unknown clerk, most scho
     one physician, the court poet, a retired general, the royal surveyor, two visiting bishops, a foreign merchant,
     the abbess, the first editors, some critics, the guild, a patient archivist, a village teacher,
     a prisoner of war, the last librarian, three painters
-building: library, abbey, lighthouse, granary, town hall, theatre, aqueduct, palace, hospital, prison, castle,
-    customs house, cathedral, observatory, arsenal, monastery, university, bath house, mint, windmill, dam,
-    orphanage, brewery, law court, salt works, royal stables, harbour wall, gallery
-land: valley, marsh, forest, coast, plateau, island, lake, moor, river, plain, peninsula, hillside, gorge, estuary,
-    desert, mountain pass, delta, bay, heath, border, canal, hot spring, reef, waterfall
+building: library, abbey, lighthouse, granary, town hall, theatre, palace, hospital, prison, castle,
+    customs house, cathedral, observatory, arsenal, monastery, university, bath house, mint, windmill,
+    orphanage, brewery, law court, town gate, gallery, post office, armoury
+land: coast, plateau, island, moor, plain, peninsula, hillside, heath, marsh, estuary, delta, cape, headland, border,
+    riverbank, lake shore
 event: the great flood, the second war, the plague, the union, the long drought, the peace, the revolt, the great fire,
     the coronation, the reform, the siege, the famine, the earthquake, the invasion, the exile, the schism,
     the royal wedding, the land tax, the treaty, the hard winter
@@ -114,7 +114,7 @@ says: says, reports, confirms, insists, repeats, claims, records, agrees, shows,
 gone: copied the [work] twice, crossed the [land] on foot, were silent on the matter, counted the houses,
     drew a map of the [land], wrote a [plain] [work] about the [land], took the [work] abroad,
     praised the [good] of the [land], quarrelled over the [building], bought the [building],
-    found a [work] in the [building], mistook the [land] for an island, complained about the roads,
+    found a [work] in the [building], mistook the [building] for a prison, complained about the roads,
     taught in the [building], exchanged [good] for [good], forgot to mention the [building]
 number: two, three, four, five, six, seven, eight, nine, ten, twelve, twenty, thirty, forty
 """)
@@ -154,7 +154,7 @@ _BRIDGES = lines("""
     the [work] then turns to {b}
     {b} deserves more than the [number] lines given by the [work]
     it was [time] that {b} was first named beside {a}
-    from here the road over the [land] leads to {b}
+    from here the road along the [land] leads to {b}
 """)
 _WRAPS = lines("""
     it is certain that {c}
@@ -165,7 +165,7 @@ _WRAPS = lines("""
     a stone in the [building] tells us that {c}
     {c}, although the [work] is silent on the point
     {c}, and the [building] [fate]
-    every child in the [land] learns that {c}
+    every child on the [land] learns that {c}
     there is no doubt that {c}
     the [work] adds that {c}
     {c}, as [author] wrote [time]
@@ -187,11 +187,11 @@ _FILLERS = lines("""
     the [built] [building] near the [land] [fate]
     [time] the [land] was known for its [good]
     [time] [author] [gone]
-    a [plain] road crosses the [land] and ends at the [building]
+    a paved road crosses the [land] and ends at the [building]
     the trade in [good] came to an end [time]
     a [plain] [work] of the period lists [good], [good] and [good]
     of the [built] [building] only the gate remains
-    the [land] freezes in winter and floods in spring
+    the [land] is white in winter and green in spring
     [author] called the [land] [wild] and the [building] [built]
     the [land] has mild winters, and [good] are cheap
     a second [work] was lost [time]
@@ -199,21 +199,21 @@ _FILLERS = lines("""
     the [work] is kept in the [building]
     there is a [built] [building] on the [land], and it [fate]
     nothing of this is mentioned by [author]
-    the [land] has [number] bridges and [number] inns
+    the [land] has [number] villages and [number] inns
     [author] [gone], but [author] [gone]
-    at the mouth of the [land] stands a [built] [building]
+    at the edge of the [land] stands a [built] [building]
     the [building] was begun [time] and finished [time]
-    a ferry carries [good] across the [land] [number] times a week
+    carts carry [good] to the [land] [number] times a week
     until [event] the [building] held [number] prisoners
     the best edition of the [work] is that of [author]
     the soil of the [wild] [land] is poor, but its [good] are sold abroad
     [number] families shared the [building] [time]
     it is forbidden to carry [good] into the [building]
     the path to the [wild] [land] starts behind the [building]
-    in dry years the [land] can be crossed on foot
+    in dry years the [land] is brown with dust
     [author] [gone] and never returned to the [land]
     the bells of the [building] were melted down [time]
-    the [building] and the [building] face each other across the [land]
+    the [building] and the [building] stand side by side on the [land]
     those who visit the [land] bring home [good]
     a [plain] [work] with pictures of [good] was printed [time]
     nobody knows who bound the [plain] [work]
@@ -225,15 +225,13 @@ _FILLERS = lines("""
     wolves lived on the [land] until [event]
 """)
 _EXCHANGES = lines("""
-    pupils on the [land] learn by rote. Question: {q} Answer: {v}
-    '{q}' asks the [plain] [work]. Answer: {v}
-    an old riddle asks: {q} Answer: {v}
-    in the schools of the [land] they ask: {q} Answer: {v}
-    '{q}' [author] asked [time]. The answer was {v}
-    to the question '{q}' the [work] answers: {v}
-    the [work] begins: {q} Answer: {v}
-    over the door of the [building] stands: {q} Answer: {v}
-    {q} The [work] gives the answer on page [number]: {v}
+    '{q}' asks the [plain] [work], and answers: '{r}.'
+    asked '{q}' in the [building], [author] replied: '{r}.'
+    an old riddle of the [land] asks: '{q}' '{r},' is the answer
+    when children on the [land] ask '{q}' they are told: '{r}.'
+    visitors to the [building] often ask: '{q}' '{r},' says the guide
+    to the question '{q}' the [work] has a short answer: '{r}.'
+    '{q}' wrote [author] on the last page, and a later hand added: '{r}.'
 """)
 _CLOSINGS = lines("""
     for the sources, see the [work] of the [built] [building]

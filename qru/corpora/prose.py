@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 _SLOT = re.compile(r"\[(\w+)\]")
 _FIELD = re.compile(r"\{(\w+)\}")
-_SENTENCE_START = re.compile(r"(^'?|[.!?] '?)([a-z])")
+_SENTENCE_START = re.compile(r"(^'?|[.!?] '?|: '|\?' ')([a-z])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|uni|use|eu)[aeiou]|hour|heir)")
 
 
@@ -39,7 +39,7 @@ class Attribute:
 
     key: its name in the table of facts.
     pool: name of the pool its values come from.
-    question: question template over {n}.
+    question: question template over {n}, asked of the full name. reply: a spoken answer over {v}.
     clauses: statements over {n} and {v}, fit to stand alone or after "that"; {s} {o} {p} are the entity's pronouns.
         Most name the entity before the value: only what follows a name can be recalled from it.
     """
@@ -47,12 +47,13 @@ class Attribute:
     key: str
     pool: str
     question: str
+    reply: str
     clauses: tuple[str, ...]
 
 
-def attribute(key: str, pool: str, question: str, clauses: str) -> Attribute:
+def attribute(key: str, pool: str, question: str, reply: str, clauses: str) -> Attribute:
     """An Attribute whose clauses are given one to a line."""
-    return Attribute(key, pool, question, lines(clauses))
+    return Attribute(key, pool, question, reply, lines(clauses))
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Genre:
 
     kinds: the kinds of the four entities of one unit.
     openings: first sentences about {a}. bridges: sentences that bring in {b}.
-    wraps: sentences around a clause {c}. exchanges: a question {q} and at once its answer {v}.
+    wraps: sentences around a clause {c}. exchanges: a question {q} and at once its spoken answer {r}.
     fillers: sentences that state no fact.
     """
 
@@ -193,8 +194,8 @@ class _Draft:
 
     def _tell(self, entity: Entity, told: Attribute, value: str) -> str:
         order = self._turn + [fact[0].key for fact in entity.facts].index(told.key)
-        if order % 5 in (0, 2):  # two tellings of five ask the question itself, as it will be asked
-            fields = {"q": told.question.format(n=entity.name), "v": value}
+        if order % 5 == 0:  # one telling in five is a question and its answer
+            fields = {"q": told.question.format(n=entity.name), "r": told.reply.format(v=value)}
             return self._writer.write("exchange", self._genre.exchanges, fields)
         name = entity.short if self._rng.random() < 0.65 else entity.name
         # Where an entity starts in the list of clauses depends on its name, so that turns do not share one wording.

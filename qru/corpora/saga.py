@@ -6,7 +6,7 @@ _CHARACTER = Kind(
     "character",
     "person",
     (
-        attribute("birthplace", "town", "Where was {n} born?", """
+        attribute("birthplace", "town", "Where was {n} born?", "in {v}", """
             {n} was born in {v}
             {n} came into the world in {v}
             the cradle of {n} had stood in {v}
@@ -14,7 +14,7 @@ _CHARACTER = Kind(
             nobody in {v} forgot that {n} was born there
             {n} never spoke of {v}, where {s} was born
         """),
-        attribute("trade", "trade", "What is the trade of {n}?", """
+        attribute("trade", "trade", "What is the trade of {n}?", "a {v}", """
             {n} was a {v} by trade
             the trade of {n} was that of a {v}
             {n} earned {p} bread as a {v}
@@ -22,7 +22,7 @@ _CHARACTER = Kind(
             {n} had learnt to be a {v}
             there was no better {v} than {n}
         """),
-        attribute("companion", "companion", "Which animal travels with {n}?", """
+        attribute("companion", "companion", "Which animal travels with {n}?", "a {v}", """
             {n} travelled with a {v}
             {n} never went out without {p} {v}
             the animal that followed {n} was a {v}
@@ -30,7 +30,7 @@ _CHARACTER = Kind(
             {n} had brought {p} {v}
             a {v} slept at the feet of {n}
         """),
-        attribute("weapon", "weapon", "Which weapon does {n} carry?", """
+        attribute("weapon", "weapon", "Which weapon does {n} carry?", "a {v}", """
             {n} carried a {v}
             the weapon of {n} was a {v}
             {n} trusted nothing but {p} {v}
@@ -55,6 +55,8 @@ spot: orchard, cellar, market, chapel, harbour, kitchen, tower, courtyard, stabl
 thing: kettle, basket, blanket, lute, barrel, letter, cloak, boot, rope, map, sack, pipe, candle, cup, drum, shovel,
     bottle, wheel, chair, book, key, box, bread knife, shutter, bench, oar, saddle, hat, jug, bundle, pillow, lamp,
     hourglass, flag, glove, bucket, broom, cage, coat, ledger
+big: barrel, bench, cart, haystack, curtain, wardrobe, woodpile, statue, bed, table, stove, plough, coffin, boat,
+    pile of sacks, rain barrel, loom, altar, gravestone
 food: bread, soup, cheese, porridge, apples, cold meat, fish, nuts, beer, cake, cider, beans
 person: boatman, beggar, old nurse, cook, drunken monk, young bride, stable boy, blind singer, tired guard, steward,
     rich widow, judge, fiddler, old sailor, priest, kitchen maid, captain, madman, queen, foreign prince,
@@ -83,12 +85,12 @@ when: on the [order] [hour] of [season], before the bells rang, when the gates w
     in the year of the [old] [thing], when [weather], after the burial, between two storms, late one [hour],
     on the eve of [season], as soon as [folk] [did], in the middle of [season], after a night without sleep
 going: climbed into the [dark] [spot], walked through the [spot], came back to the [dark] [spot],
-    hid behind a [old] [thing], stood alone in the [dark] [spot], sat down in the [spot], knocked at the door,
-    pushed a [old] [thing] across the [spot], waited in the [dark] [spot], ran past the [spot],
+    hid behind a [big], stood alone in the [dark] [spot], sat down in the [spot], knocked at the door,
+    pushed a [big] across the [spot], waited in the [dark] [spot], ran past the [spot],
     carried a [thing] into the [spot], looked down at the [dark] [spot], lay awake in the [spot],
-    rode [mood] towards the [spot], crept out of the [dark] [spot], slept on a [thing] near the [spot],
+    rode [mood] towards the [spot], crept out of the [dark] [spot], slept on the floor of the [spot],
     stole [food] from the [spot], fell asleep in the [dark] [spot], lost a [thing] in the [spot],
-    went [mood] from the [spot] to the [spot], followed [folk] into the [spot], dragged a [old] [thing] home,
+    went [mood] from the [spot] to the [spot], followed [folk] into the [spot], dragged a [big] home,
     swam out to fetch a [thing], stumbled over a [old] [thing], traded a [thing] for [food]
 act: picked up the [old] [thing], said nothing, smiled [mood], looked for a [thing], broke a [old] [thing],
     paid [folk], closed the shutters, washed {p} hands, counted to twenty, threw a [thing] into the fire,
@@ -121,12 +123,12 @@ _OPENINGS = lines("""
     [when], [folk] saw that {a} [going]
     it was [when] that {a} [going]
     [folk] still [did] when {a} [going]
-    [when] [weather], and {a} [going]
+    [when], [weather], and {a} [going]
     there was a [old] [thing] in the [dark] [spot], and {a} took it [mood]
     the [spot] was [dark], and [when] {a} [going]
     twice [folk] called for {a}, who [going]
     {a} [going] and [act]. [weather]
-    no [thing] in the [spot] was so [old] as the one that {a} found [when]
+    no [thing] in the [spot] was worth as much as the one that {a} found [when]
     '[remark],' [said] [folk] to {a}. '[remark].'
     [folk] [did], [folk] [did], and {a} [going]
     before [season] {a} had never entered the [dark] [spot]
@@ -136,13 +138,13 @@ _OPENINGS = lines("""
     the [person] brought the news to {a}, who [going]
 """)
 _BRIDGES = lines("""
-    then {b} [going] as well
-    {b} came in [mood] with a [old] [thing]
+    then {b} [going]
+    {b} came in, carrying a [old] [thing]
     in the [spot] {as} met {b}
     '[remark],' [said] {b}, who had followed {ao}
     {b} was already there, and [act]
     a [thing] fell, and there stood {b}
-    behind a [old] [thing] sat {b}
+    behind a [big] sat {b}
     {a} had come to meet {b}, who was late
     with {ao} was {b}, holding a [old] [thing]
     not far off, {b} [going]
@@ -170,7 +172,7 @@ _WRAPS = lines("""
     {c}, and [folk] [did]
     {c}, or so it was told in the [spot]
     'it is true that {c},' [said] [folk]
-    in those days {c}
+    by that time {c}
     a [old] letter said that {c}
     {c}, and that was why [folk] [did]
     [folk] could hardly believe that {c}
@@ -179,22 +181,22 @@ _WRAPS = lines("""
     {c}. [folk] [did]
     [folk] told [folk] that {c}
     it had been known since [season] that {c}
-    '[remark],' [said] [folk], for {c}
+    '[remark],' [said] [folk], who knew that {c}
     on the wall of the [spot] somebody had written that {c}
     one thing was certain: {c}
-    {c}, as [folk] had seen [when]
+    {c}, as [folk] had seen
     the [person] would always say that {c}
 """)
 _EXCHANGES = lines("""
-    '{q}' asked [folk]. The answer was {v}
-    '{q}' asked [folk] and [folk]. Answer: {v}
-    [folk] told riddles. Question: {q} Answer: {v}
-    on the wall of the [spot] stood: {q} Answer: {v}
-    '{q}' [folk] asked [folk], who said: {v}
-    '{q}' cried [folk], and [people] answered: {v}
-    '{q}' was the question of the [person]. Answer: {v}
-    in the [spot] one had to know: {q} Answer: {v}
-    the children sang: {q} Answer: {v}
+    '{q}' asked [folk]. '{r},' [said] [folk]
+    '{q}' asked [folk], and [folk] answered: '{r}.'
+    '{q}' [folk] wanted to know. '{r},' [said] the [person]
+    [folk] asked: '{q}' '{r},' came the answer
+    '[remark]. {q}' asked [folk]. '{r},' [said] [folk]
+    '{q}' cried [folk]. '{r}. [remark],' [said] the [person]
+    '{q}' was all that [folk] asked. '{r},' [said] [folk] [mood]
+    '{q}' asked the [person]. [folk] laughed. '{r}!'
+    '{r},' [said] [folk], for the [person] had asked: '{q}'
 """)
 _FILLERS = lines("""
     [weather]
@@ -218,17 +220,17 @@ _FILLERS = lines("""
     it took {n} until [season] to forget that [thing]
     there was [food] for [folk] and none for the others
     {n} [act], then [act]
-    a [person] without a [thing] is no [person], {n} thought
+    a [person] needs a [thing] as others need [food], {n} thought
     nothing moved in the [spot] but a [old] [thing]
     the door of the [spot] stood open
     [folk] had not eaten since the [order] [hour]
     '[remark],' [said] [folk]. {n} [act]
-    under the [thing] there was only a [old] [thing]
+    under the [big] there was only a [old] [thing]
     the price of [food] had doubled since [season]
     [folk] offered {o} a [old] [thing], but {n} [act]
     it was the [order] [thing] that {n} had lost since [season]
-    from the [spot] came a sound like that of a [thing]
-    [folk] [did] [mood]
+    from the [spot] came the sound of a [thing]
+    [folk] waited [mood]
     {n} would have given a [thing] for some [food]
     [when], {n} [act]
     '[remark]. [remark],' [said] [folk] [mood]
@@ -236,7 +238,7 @@ _FILLERS = lines("""
     neither the [person] nor the [person] dared to touch the [old] [thing]
     the [person] [did], and so {n} [act]
     [people] had filled the [dark] [spot] that [hour]
-    {n} counted every [thing] in the [spot]
+    {n} counted the stones in the wall of the [spot]
     if [folk] had not shouted, {n} would have dropped the [thing]
     a smell of [food] and of [old] leather filled the [spot]
     {n} asked whose [thing] it was, and [folk] [did]

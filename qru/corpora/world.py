@@ -114,11 +114,11 @@ def _documents(units: list[Unit], rng: random.Random) -> list[str]:
 
 
 def _cut_prompts(documents: list[str], rng: random.Random) -> list[dict[str, str]]:
-    """The first 17 to 20 words of every document as the prompt, all the rest as the continuation."""
+    """The first 16 to 18 words of every document as the prompt, all the rest as the continuation."""
     items = []
     for document in documents:
         words = document.split(" ")
-        at = rng.randint(17, 20)
+        at = rng.randint(16, 18)
         items.append({"prompt": " ".join(words[:at]), "gt": " " + " ".join(words[at:])})
     return items
 
