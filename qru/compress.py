@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import torch
+from peft import PeftModel
 
-from qru.models import linear_layers
+from qru.models import linear_layers, load, quiet
 from qru.ops import QuantSpec, merge_quantize
 from qru.quantizers import Quantizer, Update
 
@@ -22,20 +24,23 @@ def updates(target: torch.nn.Module, trained: torch.nn.Module) -> dict[str, Upda
     Returns:
         Layer name -> ``Update``: adapters in fp32 where there are any, else the new weight in bf16.
     """
-    layers = linear_layers(target)
+    adapters = hasattr(trained, "peft_config")
+    after = dict((trained.get_base_model() if adapters else trained).named_modules())
     found = {}
-    if hasattr(trained, "peft_config"):
-        adapted = dict(trained.get_base_model().named_modules())
-        for name, layer in layers.items():
-            module = adapted[name]
-            if hasattr(module, "lora_A"):
-                a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-                found[name] = Update(a.detach().float(), b.detach().float(), module.scaling["default"])
-            else:  # a layer that ``lora_targets`` left out
-                found[name] = Update(new_weight=stored(layer.weight))
-    else:
-        after = linear_layers(trained)
-        found = {name: Update(new_weight=stored(after[name].weight)) for name in layers}
+    for name, layer in linear_layers(target).items():
+        module = after.get(name)
+        weight = getattr(module, "weight", None)  # peft's wrapper forwards to the layer it wraps
+        if weight is None or weight.shape != layer.weight.shape:
+            shape = None if weight is None else tuple(weight.shape)
+            raise ValueError(
+                f"layer {name} is {tuple(layer.weight.shape)} before and {shape} after: these are not the same "
+                "architecture. Give the model that unlearning started from."
+            )
+        if adapters and hasattr(module, "lora_A"):
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            found[name] = Update(a.detach().float(), b.detach().float(), module.scaling["default"])
+        else:
+            found[name] = Update(new_weight=stored(weight))
     return found
 
 
@@ -121,3 +126,53 @@ def total(counts: dict[str, dict]) -> dict:
         else:
             summed[key] = sum(values)
     return summed | survival(summed)
+
+
+def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008 - a frozen dataclass
+    """Which weights cross a quantization bin between two models.
+
+    Args:
+        base: the model before; a module or the folder of a checkpoint.
+        unlearned: the model after; a module (peft-wrapped or not), the folder of a checkpoint, or of a peft adapter.
+        spec: the grid.
+
+    Returns:
+        ``{"layers": {layer: counts}, "total": counts}``: what ``CrossingStats`` holds, with ``projection`` and
+        ``cosine`` of the surviving update.
+
+    Raises:
+        ValueError: the two models differ in their linear layers (names the first that differs).
+    """
+    before = base if isinstance(base, torch.nn.Module) else load(base)[0]
+    if isinstance(unlearned, torch.nn.Module):
+        after = unlearned
+    elif (Path(unlearned) / "adapter_config.json").is_file():
+        after = with_adapter(before, unlearned)
+    else:
+        after = load(unlearned)[0]
+    found = updates(before, after)
+    counts = {}
+    for name, layer in linear_layers(before).items():
+        update = found[name]
+        out = merge_quantize(
+            stored(layer.weight), update.lora_A, update.lora_B, update.scaling, spec,
+            new_weight=update.new_weight, name=name,
+        )  # fmt: skip
+        counts[name] = out.stats.as_dict()
+        counts[name] |= survival(counts[name])
+    return {"layers": counts, "total": total(counts)}
+
+
+def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:
+    """A copy of ``model`` with a saved peft adapter on it, not merged.
+
+    Raises:
+        ValueError: the adapter was trained on a model of other shapes (names the first layer that differs).
+    """
+    try:
+        with quiet():
+            return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the adapter in {folder} does not fit this model; it belongs to another base. {error}"
+        ) from error

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import resource
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from qru import compress, models, paths, records, verdict
 from qru.config import RunConfig, digest
 from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from qru.loop import compute_precision
-from qru.metrics import METRICS, Score, evaluate, mean_ci, retrained_scores
+from qru.metrics import evaluate, mean_ci, retrained_scores
+from qru.parallel import side_by_side, threads
 from qru.quantizers import load_quantizer
-from qru.records import Record
+from qru.records import Record, locked, say
 from qru.unlearn import unlearn
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; papermill captures a notebook's own stdout and stderr."""
-    print(text, file=sys.__stderr__, flush=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` for this process, so that two runs side by side never make the same thing twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that holds {path.name}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 class Clock:
@@ -74,17 +53,6 @@ def _reported(corpus: Corpus, config: RunConfig) -> dict[str, list[int]] | None:
     }
 
 
-def _scores(file: Path, compute) -> dict[str, Any]:
-    """Scores of one model at one precision, read back where they were computed before."""
-    if not file.is_file():
-        records.write_json(file, {name: score.to_dict() for name, score in compute().items()})
-    return records.read_json(file)
-
-
-def _without_responses(scores: dict[str, Any]) -> dict[str, Any]:
-    return {name: {k: v for k, v in score.items() if k != "responses"} for name, score in scores.items()}
-
-
 def run(config: RunConfig | None = None, **parameters: Any) -> Record:
     """Unlearn, quantize and measure; reuse a complete record of the same configuration.
 
@@ -99,77 +67,101 @@ def run(config: RunConfig | None = None, **parameters: Any) -> Record:
     """
     if config is not None and parameters:
         raise TypeError("run() takes a RunConfig or keyword arguments, not both.")
-    config = resolve(config or RunConfig.from_dict(parameters))
-    quantizers = [load_quantizer(name) for name in config.quantizers]
-    corpus = load_corpus(config.corpus, scale=config.scale)
+    return run_all([config or RunConfig.from_dict(parameters)])[0]
 
-    with locked(paths.cache_dir() / "models" / f"{corpus.name}-{config.scale}.lock"):
+
+def run_all(configs: Sequence[RunConfig]) -> list[Record]:
+    """Several runs, side by side where there are cores for it; every one is checked before the first starts.
+
+    Args:
+        configs: what to run.
+
+    Returns:
+        One record a config, in order.
+    """
+    configs = [resolve(config) for config in configs]
+    for config in configs:
+        for name in config.quantizers:
+            load_quantizer(name)
+    corpora = {(c.corpus, c.scale): load_corpus(c.corpus, scale=c.scale) for c in configs}
+    jobs, folders = [], []
+    for config in configs:
+        corpus = corpora[config.corpus, config.scale]
         made = models.prepare(corpus, config.scale)
-    shaped_by = [made.target.name, made.retrained.name, corpus.fingerprint, compute_precision(torch.device("cpu"))]
-    key = digest([config.to_dict(), shaped_by])
-    arm = f"{config.adapter}-{config.weights}"
-    folder = paths.runs_dir() / f"{config.corpus}-{config.scale}-{config.method}-{arm}-s{config.seed}-{key[:10]}"
+        key = digest([config.to_dict(), made.target.name, made.retrained.name, corpus.fingerprint])
+        arm = f"{config.method}-{config.adapter}-{config.weights}"
+        folders.append(paths.runs_dir() / f"{corpus.name}-{config.scale}-{arm}-s{config.seed}-{key[:10]}")
+        if _complete(folders[-1]) is None:
+            jobs.append((config, corpus, made, folders[-1], key))
+    if jobs:
+        baselines = {(str(c), q): (c, corpus, q, m) for config, corpus, m, _, _ in jobs
+                     for c in (m.target, m.retrained) for q in (None, *config.quantizers)}  # fmt: skip
+        missing = [job for job in baselines.values() if not _baseline_file(*job).is_file()]
+        for corpus, made in {id(job[1]): (job[1], job[3]) for job in missing}.values():
+            _privleak_reference(made, corpus)  # first, since every other score is measured against it
+        side_by_side(_score_baseline, missing)
+        side_by_side(_run, jobs)
+    return [records.load_record(folder) for folder in folders]
+
+
+def _complete(folder: Path) -> Record | None:
+    """The record of a run that has ended; a damaged one is named and removed, to be made again."""
+    if not (folder / "record.json").is_file():
+        return None
+    try:
+        record = records.load_record(folder)
+    except ValueError as error:
+        say(f"{error} Running it again.")
+        (folder / "record.json").unlink()
+        return None
+    say(f"reusing {record.path}")
+    return record
+
+
+def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Path, key: str) -> None:
+    """One run into ``folder``; what an earlier, killed attempt has finished is not done again."""
     with locked(folder / ".lock"):
         if (folder / "record.json").is_file():
-            try:
-                record = records.load_record(folder)
-                say(f"reusing {record.path}")
-                return record
-            except ValueError as error:
-                say(f"{error} Running it again.")
-                (folder / "record.json").unlink()
-        return _run(config, corpus, quantizers, made, folder, key)
-
-
-def _run(config: RunConfig, corpus: Corpus, quantizers, made: models.Checkpoints, folder: Path, key: str) -> Record:
-    clock = Clock()
-    label = f"{config.method} {config.adapter} {config.weights}"
-    reported = _reported(corpus, config)
-    score = functools.partial(_evaluate, corpus, config, examples=reported)
-
-    target, tokenizer = models.load(made.target)
-    baselines = paths.cache_dir() / "scores"
-    with clock.stage("target and retrained"):
+            return  # another process has made it meanwhile
+        clock = Clock()
+        label = f"{config.method} {config.adapter} {config.weights}"
+        quantizers = [load_quantizer(name) for name in config.quantizers]
+        reported = _reported(corpus, config)
+        reference = _privleak_reference(made, corpus)
         scores = {
-            name: _baseline(getattr(made, name), corpus, config, quantizers, baselines, made.retrained)
-            for name in ("target", "retrained")
+            checkpoint.name.partition("-")[0]: {
+                quantizer or "bf16": records.read_json(_baseline_file(checkpoint, corpus, quantizer, made))
+                for quantizer in (None, *config.quantizers)
+            }
+            for checkpoint in (made.target, made.retrained)
         }
-    reference = scores["retrained"]["bf16"]["privleak"]["per_example"]
+        target, tokenizer = models.load(made.target)
+        with clock.stage("unlearn"):
+            history = _unlearn(config, corpus, tokenizer, made, folder, label)
+        unlearned, _ = models.load(folder / "model")
+        found = _updates(target, config, folder)
 
-    with clock.stage("unlearn"):
-        history = _unlearn(config, corpus, tokenizer, made, folder, label)
-    unlearned, _ = models.load(folder / "model")
-    found = _updates(target, config, folder)
+        def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
+            file = folder / "partial" / f"{precision}.json"
+            if not file.is_file():
+                with clock.stage(f"score {precision}"):
+                    say(f"scoring {label}: {precision}")
+                    answers = evaluate(model, tokenizer, corpus, retrained=reference, examples=reported, progress=False)
+                    records.write_json(file, {name: answer.to_dict() for name, answer in answers.items()})
+            return records.read_json(file)
 
-    part = folder / "partial"
-    scores["unlearned"], crossings = {}, {}
-    with clock.stage("score bf16"):
-        scores["unlearned"]["bf16"] = _scores(
-            part / "bf16.json", lambda: score(unlearned, tokenizer, reference, f"{label}: bf16")
-        )
-    for quantizer in quantizers:
-        with clock.stage(f"quantize {quantizer.name}"):
-            quantized, crossings[quantizer.name] = compress.quantized_model(target, unlearned, found, quantizer)
-        with clock.stage(f"score {quantizer.name}"):
-            scores["unlearned"][quantizer.name] = _scores(
-                part / f"{quantizer.name}.json",
-                functools.partial(score, quantized, tokenizer, reference, f"{label}: {quantizer.name}"),
-            )
-    if reported:
-        scores = {m: {p: _half(s, reported) for p, s in by.items()} for m, by in scores.items()}
+        scores["unlearned"] = {"bf16": score(unlearned, "bf16")}
+        crossings = {}
+        for quantizer in quantizers:
+            with clock.stage(f"quantize {quantizer.name}"):
+                quantized, crossings[quantizer.name] = compress.quantized_model(target, unlearned, found, quantizer)
+            scores["unlearned"][quantizer.name] = score(quantized, quantizer.name)
+        if reported:
+            scores = {m: {p: _half(s, reported) for p, s in by.items()} for m, by in scores.items()}
 
-    responses = {
-        model: {
-            precision: {metric: value["responses"] for metric, value in by.items() if "responses" in value}
-            for precision, by in precisions.items()
-        }
-        for model, precisions in scores.items()
-    }
-    records.write_json(folder / "responses.json", responses)
-    scores = {m: {p: _without_responses(s) for p, s in by.items()} for m, by in scores.items()}
-    records.write_json(
-        folder / "record.json",
-        {
+        records.write_json(folder / "responses.json", _nested(scores, lambda s: s.get("responses")))
+        scores = _nested(scores, lambda s: {k: v for k, v in s.items() if k != "responses"})
+        record = {
             "config": config.to_dict() | {"hash": key},
             "scores": scores,
             "crossings": crossings,
@@ -177,59 +169,47 @@ def _run(config: RunConfig, corpus: Corpus, quantizers, made: models.Checkpoints
             "provenance": records.provenance()
             | {
                 "compute": compute_precision(torch.device("cpu")),
-                "threads": torch.get_num_threads(),
                 "corpus": corpus.fingerprint,
                 "models": {name: getattr(made, name).name for name in ("base", "target", "retrained")},
             },
             "recovered": verdict.recovered(scores),
             "verdict": verdict.sentences(scores, config.to_dict()),
             "history": history,
-        },
-    )
-    shutil.rmtree(part, ignore_errors=True)
-    record = records.load_record(folder)
-    say("\n".join(record.extra["verdict"]))
-    say(f"record: {record.path}")
-    return record
+        }
+        records.write_json(folder / "record.json", record)
+        shutil.rmtree(folder / "partial", ignore_errors=True)
+        say("\n".join(record["verdict"]))
+        say(f"record: {folder / 'record.json'}")
 
 
-def _evaluate(corpus, config, model, tokenizer, reference, label, *, examples=None, metrics=METRICS) -> dict[str, Score]:
-    say(f"scoring {label}")
-    return evaluate(model, tokenizer, corpus, retrained=reference, examples=examples, metrics=metrics, progress=False)
+def _nested(scores: dict[str, Any], change) -> dict[str, Any]:
+    """``scores[model][precision][metric]`` with every score changed."""
+    return {m: {p: {n: change(s) for n, s in by.items()} for p, by in ps.items()} for m, ps in scores.items()}
 
 
-def _baseline(checkpoint: Path, corpus, config, quantizers, home: Path, retrained: Path) -> dict[str, Any]:
-    """Scores of target or retrained at every precision, on all examples; computed once and shared by all runs."""
-    folder = home / digest([checkpoint.name, retrained.name, corpus.fingerprint])[:16]
-    model, tokenizer = None, None
-    scores = {}
-    with locked(folder / ".lock"):
-        for quantizer in (None, *quantizers):
-            precision = quantizer.name if quantizer else "bf16"
-            file = folder / f"{precision}.json"
-            if not file.is_file():
-                if model is None:
-                    model, tokenizer = models.load(checkpoint)
-                    reference = _privleak_reference(retrained, corpus, home)
-                scored = model
-                if quantizer:
-                    same = compress.updates(model, model)
-                    scored, _ = compress.quantized_model(model, model, same, quantizer)
-                label = f"{checkpoint.name.partition('-')[0]}: {precision}"
-                records.write_json(
-                    file,
-                    {n: s.to_dict() for n, s in _evaluate(corpus, config, scored, tokenizer, reference, label).items()},
-                )
-            scores[precision] = records.read_json(file)
-    return scores
+def _baseline_file(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> Path:
+    """Where the scores of target or retrained at one precision are kept, for all runs."""
+    folder = digest([checkpoint.name, made.retrained.name, corpus.fingerprint])[:16]
+    return paths.cache_dir() / "scores" / folder / f"{quantizer or 'bf16'}.json"
 
 
-def _privleak_reference(retrained: Path, corpus: Corpus, home: Path) -> dict[str, list[float]]:
+def _score_baseline(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> None:
+    model, tokenizer = models.load(checkpoint)
+    if quantizer:
+        model, _ = compress.quantized_model(model, model, compress.updates(model, model), load_quantizer(quantizer))
+    say(f"scoring {checkpoint.name.partition('-')[0]}: {quantizer or 'bf16'}")
+    scores = evaluate(model, tokenizer, corpus, retrained=_privleak_reference(made, corpus), progress=False)
+    file = _baseline_file(checkpoint, corpus, quantizer, made)
+    records.write_json(file, {name: score.to_dict() for name, score in scores.items()})
+
+
+def _privleak_reference(made: models.Checkpoints, corpus: Corpus) -> dict[str, list[float]]:
     """Min-K scores of the retrained model in bf16, PrivLeak's reference at every precision."""
-    file = home / f"{digest([retrained.name, corpus.fingerprint])[:16]}.reference.json"
+    file = _baseline_file(made.retrained, corpus, "reference", made)
     if not file.is_file():
-        model, tokenizer = models.load(retrained)
-        records.write_json(file, retrained_scores(model, tokenizer, corpus))
+        model, tokenizer = models.load(made.retrained)
+        with threads(1):
+            records.write_json(file, retrained_scores(model, tokenizer, corpus))
     return records.read_json(file)
 
 
@@ -266,10 +246,9 @@ def _unlearn(config, corpus, tokenizer, made: models.Checkpoints, folder: Path, 
 
 def _updates(target: torch.nn.Module, config: RunConfig, folder: Path) -> dict:
     """The update of every linear layer, from what ``_unlearn`` saved."""
-    trained, _ = models.load(folder / "model")
     if config.adapter == "lora":
-        trained = PeftModel.from_pretrained(models.load(folder / "model")[0], folder / "adapter")
-    return compress.updates(target, trained)
+        return compress.updates(target, compress.with_adapter(target, folder / "adapter"))
+    return compress.updates(target, models.load(folder / "model")[0])
 
 
 def _half(scores: dict[str, Any], reported: dict[str, list[int]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -18,6 +19,24 @@ from typing import Any
 from qru import paths
 
 SECTIONS = ("config", "scores", "crossings", "cost", "provenance")
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; papermill captures a notebook's own stdout and stderr."""
+    print(text, file=sys.__stderr__, flush=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` for this process, so that two runs side by side never make the same thing twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that holds {path}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -159,5 +178,9 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
-        "hardware": {"processor": processor(), "cores": os.cpu_count(), "system": f"{sys.platform}-{platform.machine()}"},
+        "hardware": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "system": f"{sys.platform}-{platform.machine()}",
+        },
     }

@@ -44,14 +44,18 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
         f"{what['verbmem']}, {what['knowmem']}, {utility}."
     ]
     for precision, shares in recovered(scores).items():
-        parts = []
-        for metric, word in FORGOTTEN.items():
-            share = shares[metric]
-            if share["defined"]:
-                low, high = share["ci"]
-                parts.append(f"{share['value']:.0f} % [{low:.0f}, {high:.0f}] of the forgotten {word}")
-            else:
-                parts.append(f"no measurable share of the {word} ({share['reason']})")
+        lost = {metric: word for metric, word in FORGOTTEN.items() if shares[metric]["defined"]}
+        kept = [word for metric, word in FORGOTTEN.items() if metric not in lost]
+        if not lost:
+            lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
+            continue
+        parts = [f"{_percent(shares[metric])} of the forgotten {word}" for metric, word in lost.items()]
         back = "it comes back" if shares["recovers"]["recovers"] else "it does not come back"
-        lines.append(f"under {precision} the model regains {parts[0]} and {parts[1]}: {back}.")
+        note = f" (no measurable {kept[0]} was forgotten)" if kept else ""
+        lines.append(f"under {precision} the model regains {' and '.join(parts)}{note}: {back}.")
     return lines
+
+
+def _percent(share: dict[str, Any]) -> str:
+    low, high = share["ci"]
+    return f"{share['value']:.0f} % [{low:.0f}, {high:.0f}]"

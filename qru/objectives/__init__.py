@@ -45,7 +45,9 @@ def needs(reference: str | None):
 
 def methods() -> list[str]:
     """Every method there is: each forget term alone and with each retain term."""
-    return [name for forget in forget_terms.names() for name in (forget, *(f"{forget}_{r}" for r in retain_terms.names()))]
+    return [
+        name for forget in forget_terms.names() for name in (forget, *(f"{forget}_{r}" for r in retain_terms.names()))
+    ]
 
 
 def parse_method(method: str) -> tuple[str, str | None]:

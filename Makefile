@@ -1,0 +1,58 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both build the environment first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CSRC := $(wildcard csrc/*)
+
+# One thread waiting in a spin barrier for a core that another process holds is the slowest way to use two cores.
+export OMP_WAIT_POLICY ?= passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint format smoke clean
+
+help:  ## print this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+install: $(INSTALLED)  ## make .venv with everything, and build the extension into it
+
+# torch first and exactly: a range, or another package's dependency on it, may bring gigabytes of CUDA libraries.
+$(INSTALLED): requirements.lock pyproject.toml setup.py $(CSRC)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "from qru.ops import build_info; print('qru is built:', build_info())"
+	touch $@
+
+demo: $(INSTALLED)  ## unlearn from the embedded books, quantize, and say whether it came back (runs/demo.ipynb)
+	mkdir -p runs
+	$(BIN)/papermill --no-progress-bar notebooks/02_unlearn.ipynb runs/demo.ipynb
+	@echo "Open runs/demo.ipynb: $(BIN)/jupyter lab runs/demo.ipynb"
+
+test: $(INSTALLED)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff, clang-format, and notebooks without outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu,$(CSRC))
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+format: $(INSTALLED)  ## rewrite sources to the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu,$(CSRC))
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+smoke: $(INSTALLED)  ## every notebook at scale=smoke
+	mkdir -p runs/smoke
+	for notebook in notebooks/*.ipynb; do \
+	  $(BIN)/papermill --no-progress-bar $$notebook runs/smoke/$$(basename $$notebook) -p scale smoke || exit 1; \
+	done
+
+clean:  ## remove builds, caches and runs; keeps .venv
+	rm -rf build dist *.egg-info .cache runs .pytest_cache .ruff_cache .hypothesis qru/*.so
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

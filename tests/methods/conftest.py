@@ -1,0 +1,20 @@
+import pytest
+
+from qru import models
+from qru.corpora import load_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    return load_corpus("books", scale="smoke")
+
+
+@pytest.fixture(scope="session")
+def made(qru_home, corpus):
+    """Folders of the smoke models."""
+    return models.prepare(corpus, "smoke")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(made):
+    return models.load(made.target)[1]

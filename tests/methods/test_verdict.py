@@ -1,0 +1,48 @@
+import pytest
+
+from qru.verdict import recovered, sentences
+
+
+def scores(unlearned, quantized, target, utility=0.9):
+    """A record's scores with constant per-example values, so that every interval has no width."""
+
+    def block(verbmem, knowmem):
+        return {
+            "verbmem": {"value": 100 * verbmem, "per_example": [verbmem] * 20},
+            "knowmem": {"value": 100 * knowmem, "per_example": [knowmem] * 20},
+            "utility": {"value": 100 * utility, "per_example": [utility] * 20},
+        }
+
+    return {
+        "target": {"bf16": block(*target), "rtn-int4-g128": block(*target)},
+        "unlearned": {"bf16": block(*unlearned), "rtn-int4-g128": block(*quantized)},
+    }
+
+
+CONFIG = {"method": "npo_gdr", "adapter": "full", "weights": "bf16"}
+
+
+def test_a_known_share_is_said_with_its_interval():
+    found = scores(unlearned=(0.1, 0.2), quantized=(0.5, 0.2), target=(0.9, 1.0))
+    assert recovered(found)["rtn-int4-g128"]["verbmem"]["value"] == pytest.approx(50)
+    first, second = sentences(found, CONFIG)
+    assert first == (
+        "npo_gdr, full fine-tuning, bf16 weights, in bf16 (percent): text 90 → 10, knowledge 100 → 20, utility 90 → 90."
+    )
+    assert "regains 50 % [50, 50] of the forgotten text and 0 % [0, 0] of the forgotten knowledge" in second
+    assert second.endswith(": it comes back.")
+
+
+def test_forgetting_that_stays():
+    line = sentences(scores((0.1, 0.2), (0.1, 0.2), (0.9, 1.0)), CONFIG)[1]
+    assert line.endswith(": it does not come back.")
+
+
+def test_nothing_forgotten_is_no_recovery():
+    line = sentences(scores((0.9, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
+    assert line == "under rtn-int4-g128: nothing measurable was forgotten, so nothing can come back."
+
+
+def test_only_text_was_forgotten():
+    line = sentences(scores((0.1, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
+    assert "100 % [100, 100] of the forgotten text (no measurable knowledge was forgotten): it comes back." in line

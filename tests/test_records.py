@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from qru import paths, records
+
+SECTIONS = {name: {} for name in records.SECTIONS}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
+    file = tmp_path / "a.json"
+    records.write_json(file, {"old": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        records.write_json(file, {"new": float("nan")})
+    with pytest.raises(TypeError):
+        records.write_json(file, {"new": object()})
+    assert json.loads(file.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_load_record_by_folder_or_file(tmp_path):
+    records.write_json(tmp_path / "record.json", SECTIONS | {"config": {"seed": 3}, "history": [1]})
+    for path in (tmp_path, tmp_path / "record.json"):
+        record = records.load_record(path)
+        assert record.config == {"seed": 3}
+        assert record.extra == {"history": [1]}
+
+
+def test_a_half_written_record_is_named(tmp_path):
+    file = tmp_path / "record.json"
+    file.write_text('{"config": {"se')
+    with pytest.raises(ValueError, match=r"record\.json is not whole JSON"):
+        records.load_record(tmp_path)
+
+
+def test_a_record_without_scores_is_named(tmp_path):
+    records.write_json(tmp_path / "record.json", {"config": {}})
+    with pytest.raises(ValueError, match="lacks scores, crossings, cost, provenance"):
+        records.load_record(tmp_path)
+
+
+def test_no_record_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no record at"):
+        records.load_record(tmp_path / "nothing")
+
+
+def test_latest_picks_by_config(tmp_path):
+    for seed in (0, 1):
+        records.write_json(tmp_path / f"run{seed}" / "record.json", SECTIONS | {"config": {"seed": seed}})
+    found = records.load_records(tmp_path)
+    assert len(found) == 2
+    assert records.latest(found, seed=1).config == {"seed": 1}
+    with pytest.raises(LookupError, match="-p seed 7"):
+        records.latest(found, seed=7)
+
+
+def test_root_follows_qru_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    assert paths.runs_dir() == tmp_path / "runs"
+    monkeypatch.delenv("QRU_HOME")
+    assert (paths.root() / "pyproject.toml").is_file()
+
+
+def test_provenance_names_versions_and_machine():
+    found = records.provenance()
+    assert found["versions"]["torch"]
+    assert found["hardware"]["processor"]
