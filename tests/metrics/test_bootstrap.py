@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qru.metrics import mean_ci, paired_difference, recovered_share, recovers
+from qru.metrics import mean_ci, paired_difference, privleak_ci, recovered_share, recovers
 from qru.metrics.bootstrap import resamples
 
 
@@ -32,6 +32,23 @@ def test_mean_ci_covers_as_often_as_it_says():
         _, low, high = mean_ci(generator.beta(0.5, 1.0, size=100), n_boot=400)
         held += low <= 1 / 3 <= high
     assert 0.91 <= held / 400 <= 0.98
+
+
+def test_share_and_privleak_cover_as_often_as_they_say():
+    generator = np.random.default_rng(2)
+    shares, leaks = 0, 0
+    for _ in range(200):
+        bf16 = generator.beta(1, 4, 60)
+        gap = generator.beta(4, 2, 60) * (1 - bf16)  # what the target has more; 2/3 · 4/5 on average
+        quantized = bf16 + 0.5 * gap + generator.normal(0, 0.1, 60)
+        low, high = recovered_share(bf16, quantized, bf16 + gap, n_boot=400)["ci"]
+        shares += low <= 50 <= high
+        texts = generator.normal(0, 1, (2, 60))  # how odd each text is, to the judged and the retrained model alike
+        judged, retrained = (texts + generator.normal(0, 0.5, (2, 60)) for _ in range(2))
+        low, high = privleak_ci(*judged, *retrained, n_boot=400)
+        leaks += low <= 0 <= high
+    assert 0.88 <= shares / 200 <= 0.99
+    assert 0.88 <= leaks / 200 <= 0.99
 
 
 def test_paired_difference_uses_the_pairs():

@@ -315,7 +315,6 @@ def test_no_metrics(random_model, tokenizer, corpus):
 def test_the_arithmetic_loads_without_torch():
     code = (
         "import sys; from qru.metrics import Score, min_k_score, privleak, rouge_l; "
-        "from qru.metrics.bootstrap import paired_difference; assert 'torch' not in sys.modules; "
-        "from qru.metrics import evaluate, privleak; assert callable(privleak) and callable(evaluate)"
+        "from qru.metrics.bootstrap import paired_difference; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
