@@ -28,6 +28,11 @@ constexpr int kTileVectors = 4;  // 6 x 4 accumulators of 32 registers
 #else
 constexpr int kTileVectors = 1;  // 6 x 1 pairs of 16 registers
 #endif
+#if defined(QRU_ISA_AVX512) || defined(QRU_ISA_AVX2)
+constexpr bool kByFours = true;  // codes leave in blocks of four vectors
+#else
+constexpr bool kByFours = false;
+#endif
 
 // Steps in this range have a normal reciprocal, and their groups' sums stay well inside float32.
 constexpr float kSmallStep = 8.6736174e-19f;  // 2^-60
@@ -139,7 +144,10 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
   for (int64_t span = 0; span < width; span += kSpan) {
     const int64_t end = span + kSpan < width ? span + kSpan : width;
     V within = none, dw2 = none, qdw = none, q2 = none;
-    const auto step = [&](int64_t j, int n, V w, V m) __attribute__((always_inline)) {
+    struct Stepped {
+      V before, frozen, after;
+    };
+    const auto step = [&](int n, V w, V m) __attribute__((always_inline)) {
       V t0 = w * g0.reciprocal, tf = m * g0.reciprocal;
       V t1 = kSameGrid ? tf : m * g1.reciprocal;
       if constexpr (kShort) {
@@ -176,9 +184,6 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
         yf = yf + g0.zero;
         y1 = y1 + g1.zero;
       }
-      store_low_bytes(codes.before + j, y0);
-      store_low_bytes(codes.frozen + j, yf);
-      store_low_bytes(codes.after + j, y1);
       const V dw = m - w;
       // Short steps make both products exact, so fusing the second changes nothing.
       V delta = kShort ? fma(n1, g1.step, none - n0 * g0.step) : n1 * g1.step - n0 * g0.step;
@@ -188,12 +193,29 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
       dw2 = fma(dw, dw, dw2);
       qdw = fma(delta, dw, qdw);
       q2 = fma(delta, delta, q2);
+      return Stepped{y0, yf, y1};
+    };
+    struct Pair {
+      Words before, frozen, after;
+    };
+    const auto pair = [&](int64_t j) __attribute__((always_inline)) {
+      const Stepped a = step(kLane, load_as<kType>(weight, at + j), load(merged + j));
+      const Stepped b = step(kLane, load_as<kType>(weight, at + j + kLane), load(merged + j + kLane));
+      return Pair{low_words(a.before, b.before), low_words(a.frozen, b.frozen), low_words(a.after, b.after)};
     };
     int64_t j = span;
-    for (; j + kLane <= end; j += kLane) step(j, kLane, load_as<kType>(weight, at + j), load(merged + j));
-    if (j < end) {
-      const int n = static_cast<int>(end - j);
-      step(j, n, load_first<kType>(weight, at + j, n), load_first<kFloat32>(merged, j, n));
+    for (; kByFours && j + 4 * kLane <= end; j += 4 * kLane) {
+      const Pair a = pair(j), b = pair(j + 2 * kLane);
+      store_bytes(codes.before + j, a.before, b.before);
+      store_bytes(codes.frozen + j, a.frozen, b.frozen);
+      store_bytes(codes.after + j, a.after, b.after);
+    }
+    for (; j < end; j += kLane) {
+      const int n = end - j < kLane ? static_cast<int>(end - j) : kLane;
+      const Stepped a = step(n, load_first<kType>(weight, at + j, n), load_first<kFloat32>(merged, j, n));
+      store_low_bytes(codes.before + j, a.before);
+      store_low_bytes(codes.frozen + j, a.frozen);
+      store_low_bytes(codes.after + j, a.after);
     }
     add_sums(within * g0.reciprocal, dw2, qdw, q2, sums);
   }
@@ -388,12 +410,28 @@ QRU_NOINLINE void pack_row(const MergeQuantizeParams& p, int64_t row, int64_t co
   }
 }
 
+// The tile after this one, whose weights are asked for while this one is computed: rows of a panel are short runs far
+// apart in memory, which hardware prefetchers do not follow.
+struct NextTile {
+  int64_t row, rows, column, columns;
+};
+
+QRU_INLINE void prefetch_row(const MergeQuantizeParams& p, const NextTile& next, int64_t r) {
+  if (r >= next.rows) return;
+  const int64_t size = p.weight_dtype == kFloat32 ? 4 : 2;
+  const int64_t from = ((next.row + r) * p.columns + next.column) * size;
+  for (int64_t byte = 0; byte < next.columns * size; byte += 64) {
+    __builtin_prefetch(static_cast<const char*>(p.weight) + from + byte, 0, 2);
+    if (p.new_weight != nullptr) __builtin_prefetch(static_cast<const char*>(p.new_weight) + from + byte, 0, 2);
+  }
+}
+
 // A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.merged. All
 // merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal are
 // a chain of some hundred cycles, which only other groups can hide.
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, int64_t column0, int64_t columns,
-                              const RowScratch& scratch, RowTotals& totals) {
+                              const NextTile& next, const RowScratch& scratch, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t groups = columns / p.group;
   const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;  // 2^-14, 2^-18
@@ -416,7 +454,9 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
   for (int64_t r = 0; r < rows; ++r) {
     plan_groups<kType, kSymmetric>(task, row0 + r, column0, groups, scratch.groups + r * groups, totals);
   }
+  for (int64_t r = rows; r < kTileRows; ++r) prefetch_row(p, next, r);
   for (int64_t r = 0; r < rows; ++r) {
+    prefetch_row(p, next, r);
     const GroupWork* work = scratch.groups + r * groups;
     U moved = zero_bits();
     int64_t moved_unusual = 0;
@@ -433,13 +473,6 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
   }
 }
 
-// Ask for the weights of a strip while its products are computed.
-QRU_INLINE void prefetch_strip(const MergeQuantizeParams& p, int64_t row, int64_t column, int64_t columns) {
-  const int64_t size = p.weight_dtype == kFloat32 ? 4 : 2;
-  const char* from = static_cast<const char*>(p.weight) + (row * p.columns + column) * size;
-  for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(from + byte, 0, 3);
-}
-
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
@@ -453,12 +486,16 @@ QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const Ro
         const float* b[kTileRows];
         for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (i < rows ? row0 + i : end - 1) * p.rank;
         for (int64_t j = 0; j < columns; j += kStrip) {
-          const int64_t strip = columns - j < kStrip ? columns - j : kStrip;
-          for (int64_t r = 0; r < rows; ++r) prefetch_strip(p, row0 + r, column0 + j, strip);
           product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.merged + j, task.panel_pad);
         }
       }
-      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, scratch, totals);
+      const bool last = row0 + kTileRows >= end;
+      NextTile next{last ? begin : row0 + kTileRows, 0, last ? column0 + task.panel : column0, 0};
+      if (next.column < p.columns) {
+        next.rows = end - next.row < kTileRows ? end - next.row : kTileRows;
+        next.columns = p.columns - next.column < task.panel ? p.columns - next.column : task.panel;
+      }
+      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, next, scratch, totals);
     }
   }
 }

@@ -54,6 +54,19 @@ QRU_INLINE bool any_above(V a, V b) { return _mm512_cmp_ps_mask(a.x, b.x, _CMP_G
 QRU_INLINE void store_low_bytes(int8_t* p, V a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a.x)));
 }
+// Low bytes of four vectors, in order. Two word permutes and a pack cost less than four vpmovdb.
+struct Words {
+  __m512i x;
+};
+QRU_INLINE Words low_words(V a, V b) {
+  const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
+                                        22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return {_mm512_permutex2var_epi16(_mm512_castps_si512(a.x), even, _mm512_castps_si512(b.x))};
+}
+QRU_INLINE void store_bytes(int8_t* p, Words a, Words b) {
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(a.x, b.x)));
+}
 QRU_INLINE U zero_bits() { return {_mm512_setzero_si512()}; }
 QRU_INLINE U larger_bits(U m, V a) {
   return {_mm512_max_epu32(m.x, _mm512_and_si512(_mm512_castps_si512(a.x), _mm512_set1_epi32(0x7fffffff)))};
@@ -166,6 +179,22 @@ QRU_INLINE void store_low_bytes(int8_t* p, V a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
+struct Words {
+  __m256i a, b;  // 16 low words of two vectors, each 128-bit half of 8 lanes in its place
+};
+QRU_INLINE __m256i low_words_of(V a) {
+  // Sign-extending shifts keep the packing from saturating.
+  const __m256i lo = _mm256_srai_epi32(_mm256_slli_epi32(_mm256_castps_si256(a.lo), 16), 16);
+  const __m256i hi = _mm256_srai_epi32(_mm256_slli_epi32(_mm256_castps_si256(a.hi), 16), 16);
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+}
+QRU_INLINE Words low_words(V a, V b) { return {low_words_of(a), low_words_of(b)}; }
+QRU_INLINE void store_bytes(int8_t* p, Words a, Words b) {
+  const __m256i first = _mm256_permute4x64_epi64(_mm256_packs_epi16(a.a, a.b), 0xd8);
+  const __m256i second = _mm256_permute4x64_epi64(_mm256_packs_epi16(b.a, b.b), 0xd8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), first);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), second);
+}
 QRU_INLINE U zero_bits() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 QRU_INLINE U larger_bits(U m, V a) {
   const V x = magnitude(a);
@@ -274,118 +303,107 @@ QRU_INLINE void add_sums(V a, V b, V c, V d, double* out) {
   _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(out), _mm256_cvtps_pd(sums)));
 }
 
-#else  // plain C++
+#else  // plain C++: the compiler's own vectors, whatever registers they end up in
 
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
 struct V {
-  float x[16];
+  Floats x;
 };
 struct U {
-  uint32_t x[16];
+  Bits x;
 };
 #define QRU_LANES for (int i = 0; i < 16; ++i)
-QRU_INLINE V set1(float a) {
-  V r;
-  QRU_LANES r.x[i] = a;
-  return r;
-}
+QRU_INLINE V set1(float a) { return {Floats{} + a}; }
 QRU_INLINE V load(const float* p) {
   V r;
-  QRU_LANES r.x[i] = p[i];
+  memcpy(&r.x, p, sizeof r.x);
   return r;
 }
-QRU_INLINE V keep(V a, int n) {
-  QRU_LANES if (i >= n) a.x[i] = 0.0f;
+QRU_NOINLINE V keep(V a, int n) {
+  for (int i = n; i < 16; ++i) a.x[i] = 0.0f;
   return a;
 }
-QRU_INLINE void store(float* p, V a) { QRU_LANES p[i] = a.x[i]; }
-QRU_INLINE V operator+(V a, V b) {
-  QRU_LANES a.x[i] += b.x[i];
-  return a;
-}
-QRU_INLINE V operator-(V a, V b) {
-  QRU_LANES a.x[i] -= b.x[i];
-  return a;
-}
-QRU_INLINE V operator*(V a, V b) {
-  QRU_LANES a.x[i] *= b.x[i];
-  return a;
-}
-QRU_INLINE V operator/(V a, V b) {
-  QRU_LANES a.x[i] /= b.x[i];
-  return a;
-}
-QRU_INLINE V fma(V a, V b, V c) {
+QRU_INLINE void store(float* p, V a) { memcpy(p, &a.x, sizeof a.x); }
+QRU_INLINE V operator+(V a, V b) { return {a.x + b.x}; }
+QRU_INLINE V operator-(V a, V b) { return {a.x - b.x}; }
+QRU_INLINE V operator*(V a, V b) { return {a.x * b.x}; }
+QRU_INLINE V operator/(V a, V b) { return {a.x / b.x}; }
+QRU_NOINLINE V fma(V a, V b, V c) {
   QRU_LANES a.x[i] = fmaf(a.x[i], b.x[i], c.x[i]);
   return a;
 }
-QRU_INLINE V smaller(V a, V b) {
-  QRU_LANES a.x[i] = a.x[i] < b.x[i] ? a.x[i] : b.x[i];
-  return a;
+QRU_INLINE V smaller(V a, V b) { return {a.x < b.x ? a.x : b.x}; }
+QRU_INLINE V larger(V a, V b) { return {a.x > b.x ? a.x : b.x}; }
+QRU_INLINE Bits bits_in(V a) {
+  Bits b;
+  memcpy(&b, &a.x, sizeof b);
+  return b;
 }
-QRU_INLINE V larger(V a, V b) {
-  QRU_LANES a.x[i] = a.x[i] > b.x[i] ? a.x[i] : b.x[i];
-  return a;
-}
-QRU_INLINE V magnitude(V a) {
-  QRU_LANES a.x[i] = fabsf(a.x[i]);
-  return a;
-}
-QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
-QRU_INLINE V snapped(V a) {
-  QRU_LANES a.x[i] = float_of((bits_of(a.x[i]) + 16u) & ~31u);
-  return a;
-}
-QRU_INLINE bool any_above(V a, V b) {
-  int above = 0;
-  QRU_LANES above |= a.x[i] > b.x[i];
-  return above != 0;
-}
-QRU_INLINE void store_low_bytes(int8_t* p, V a) {
-  QRU_LANES p[i] = static_cast<int8_t>(static_cast<uint8_t>(bits_of(a.x[i]) & 0xffu));
-}
-QRU_INLINE U zero_bits() {
-  U r;
-  QRU_LANES r.x[i] = 0;
+QRU_INLINE V from_bits(Bits b) {
+  V r;
+  memcpy(&r.x, &b, sizeof b);
   return r;
 }
-QRU_INLINE U larger_bits(U m, V a) {
-  QRU_LANES {
-    const uint32_t b = bits_of(a.x[i]) & ~kSignBit;
-    m.x[i] = b > m.x[i] ? b : m.x[i];
-  }
-  return m;
+QRU_INLINE V magnitude(V a) { return from_bits(bits_in(a) & ~kSignBit); }
+QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
+QRU_INLINE V snapped(V a) { return from_bits((bits_in(a) + 16u) & ~31u); }
+QRU_NOINLINE bool any_above(V a, V b) {
+  const auto above = a.x > b.x;
+  int any = 0;
+  QRU_LANES any |= above[i];
+  return any != 0;
 }
-QRU_INLINE uint32_t largest_bits(U m) {
+QRU_NOINLINE void store_low_bytes(int8_t* p, V a) {
+  const Bits b = bits_in(a);
+  QRU_LANES p[i] = static_cast<int8_t>(static_cast<uint8_t>(b[i] & 0xffu));
+}
+struct Words {
+  V a, b;
+};
+QRU_INLINE Words low_words(V a, V b) { return {a, b}; }
+QRU_INLINE void store_bytes(int8_t* p, Words a, Words b) {
+  store_low_bytes(p, a.a);
+  store_low_bytes(p + 16, a.b);
+  store_low_bytes(p + 32, b.a);
+  store_low_bytes(p + 48, b.b);
+}
+QRU_INLINE U zero_bits() { return {Bits{}}; }
+QRU_INLINE U larger_bits(U m, V a) {
+  const Bits b = bits_in(a) & ~kSignBit;
+  return {b > m.x ? b : m.x};
+}
+QRU_NOINLINE uint32_t largest_bits(U m) {
   uint32_t top = 0;
   QRU_LANES top = m.x[i] > top ? m.x[i] : top;
   return top;
 }
-QRU_INLINE float largest(V a) {
+QRU_NOINLINE float largest(V a) {
   float top = a.x[0];
   QRU_LANES top = a.x[i] > top ? a.x[i] : top;
   return top;
 }
-QRU_INLINE float smallest(V a) {
+QRU_NOINLINE float smallest(V a) {
   float low = a.x[0];
   QRU_LANES low = a.x[i] < low ? a.x[i] : low;
   return low;
 }
 QRU_INLINE U count_nonzero(U n, V a) {
-  QRU_LANES n.x[i] += a.x[i] != 0.0f;
-  return n;
+  const auto differs = a.x != 0.0f;  // all bits set, or none
+  Bits minus_one;
+  memcpy(&minus_one, &differs, sizeof minus_one);
+  return {n.x - minus_one};
 }
-QRU_INLINE int64_t total(U n) {
+QRU_NOINLINE int64_t total(U n) {
   int64_t sum = 0;
   QRU_LANES sum += n.x[i];
   return sum;
 }
 
 template <int kType>
-QRU_INLINE V load_first(const void* p, int64_t i0, int n) {
-  V r;
-  QRU_LANES {
-    r.x[i] = 0.0f;
-    if (i >= n) continue;
+QRU_NOINLINE V load_first(const void* p, int64_t i0, int n) {
+  V r{Floats{}};
+  for (int i = 0; i < n; ++i) {
     if constexpr (kType == kFloat32) r.x[i] = static_cast<const float*>(p)[i0 + i];
     if constexpr (kType == kBFloat16) r.x[i] = bfloat16_to_float(static_cast<const uint16_t*>(p)[i0 + i]);
     if constexpr (kType == kFloat16) r.x[i] = half_to_float(static_cast<const uint16_t*>(p)[i0 + i]);
@@ -397,12 +415,12 @@ QRU_INLINE V load_as(const void* p, int64_t i0) {
   return load_first<kType>(p, i0, 16);
 }
 template <int kType>
-QRU_INLINE V rounded_as(V a) {
-  QRU_LANES a.x[i] = rounded_to(a.x[i], kType);
+QRU_NOINLINE V rounded_as(V a) {
+  if constexpr (kType != kFloat32) QRU_LANES a.x[i] = rounded_to(a.x[i], kType);
   return a;
 }
 template <int kType>
-QRU_INLINE void store_first(void* p, int64_t i0, V a, int n) {
+QRU_NOINLINE void store_first(void* p, int64_t i0, V a, int n) {
   for (int i = 0; i < n; ++i) {
     if constexpr (kType == kFloat32) static_cast<float*>(p)[i0 + i] = a.x[i];
     if constexpr (kType == kBFloat16) static_cast<uint16_t*>(p)[i0 + i] = float_to_bfloat16(a.x[i]);
@@ -410,7 +428,7 @@ QRU_INLINE void store_first(void* p, int64_t i0, V a, int n) {
   }
 }
 
-QRU_INLINE float sum_of(V a) {
+QRU_NOINLINE float sum_of(V a) {
   float quad[4];
   for (int j = 0; j < 4; ++j) quad[j] = (a.x[4 * j] + a.x[4 * j + 2]) + (a.x[4 * j + 1] + a.x[4 * j + 3]);
   return (quad[0] + quad[2]) + (quad[1] + quad[3]);
