@@ -209,12 +209,12 @@ def test_padding_is_on_the_left_masked_and_without_positions(random_model, token
 
 
 @pytest.mark.parametrize("others", [(), ("\n\n", "q:")])
-def test_a_row_ends_at_a_stop_that_spans_tokens_and_costs_nothing_after(others, random_model, tokenizer, seen):
+def test_a_row_ends_at_a_stop_that_spans_tokens_and_costs_nothing_after(others, trained_model, tokenizer, seen):
     prompt = "Adela of"
-    (whole,) = greedy(random_model, tokenizer, [prompt], 30)
+    (whole,) = greedy(trained_model, tokenizer, [prompt], 30)
     stop = whole[4:9]
-    calls = seen(random_model)
-    (cut,) = greedy(random_model, tokenizer, [prompt], 30, stop=(*others, stop))
+    calls = seen(trained_model)
+    (cut,) = greedy(trained_model, tokenizer, [prompt], 30, stop=(*others, stop))
     assert cut == whole[: whole.find(stop)]
     assert len(calls) < 25
 
