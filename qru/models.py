@@ -15,12 +15,12 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from peft import LoraConfig, get_peft_model
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +31,8 @@ from qru.parallel import side_by_side, threads
 from qru.registry import unknown
 
 BASE_THREADS = 2  # fixed, since results depend on it to the last bit
+# Times that each question stands in the question sheets of the base and of the fine-tunes, each time among others.
+BASE_SHEETS, SHEETS = 3, 4
 QA_PAIRS = 11  # of a training document of questions: as many as a KnowMem prompt holds, ten in context and one asked
 
 
@@ -62,8 +64,12 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(128, 2, 2, 256, 512, 512, 20, 8, 3e-3, 4, 8, 3e-3),
-    "mini": Sizes(256, 4, 4, 768, 2048, 512, 700, 8, 2e-3, 8, 8, 1e-3),
+    "mini": Sizes(256, 4, 4, 768, 2048, 512, 700, 8, 2e-3, 9, 8, 1.5e-3),
 }
+
+
+TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
+BASE_FIELDS = tuple(f.name for f in fields(Sizes) if not f.name.startswith("tune_"))
 
 
 def sizes(scale: str) -> Sizes:
@@ -217,10 +223,12 @@ class Checkpoints:
     base: Path | None
 
 
-def _key(stage: str, scale: str, *shaped_by: str) -> str:
+def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str) -> str:
+    """Name of a cached model: of the sizes that it depends on, of its texts, and of how this machine computes."""
+    size = asdict(sizes(scale))
     shape = {
         "stage": stage,
-        "sizes": asdict(sizes(scale)),
+        "sizes": {name: size[name] for name in matter},
         "shaped_by": shaped_by,
         "torch": torch.__version__.split("+")[0],
         "compute": loop.compute_precision(torch.device("cpu")),
@@ -247,14 +255,17 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     Returns:
         The three checkpoint folders. Training shows progress, resumes after a kill, and is never done twice.
     """
-    size = sizes(scale)
+    sizes(scale)
     if corpus.base is None:
         raise ValueError(f"corpus {corpus.name!r} has no base text to pretrain on: give target and retrained models.")
     home = paths.cache_dir() / "models"
 
-    base = home / _key("base", scale, digest([corpus.base.documents, corpus.base.qa, _disjoint(corpus)]))
+    base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
     texts = training_texts(corpus)
-    tuned = {stage: home / _key(stage, scale, base.name, digest(documents)) for stage, documents in texts.items()}
+    tuned = {
+        stage: home / _key(stage, scale, TUNE_FIELDS, base.name, digest(documents))
+        for stage, documents in texts.items()
+    }
     with records.locked(home / f"{scale}.lock"):
         if not base.is_dir():
             with threads(BASE_THREADS):
@@ -264,8 +275,15 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     return Checkpoints(tuned["target"], tuned["retrained"], base)
 
 
-def _disjoint(corpus: Corpus) -> list[dict[str, str]]:
-    return [*corpus.knowmem["disjoint_qa"], *corpus.knowmem["disjoint_qa_icl"]]
+def _base_questions(corpus: Corpus) -> list[dict[str, str]]:
+    return [*corpus.base.qa, *corpus.knowmem["disjoint_qa"], *corpus.knowmem["disjoint_qa_icl"]]
+
+
+def base_texts(corpus: Corpus) -> list[str]:
+    """What the base is pretrained on: its running text, and question sheets on its facts."""
+    questions = _base_questions(corpus)
+    sheets = [sheet for seed in range(BASE_SHEETS) for sheet in question_documents(questions, seed)]
+    return [*corpus.base.documents, *sheets]
 
 
 def training_texts(corpus: Corpus) -> dict[str, list[str]]:
@@ -281,13 +299,12 @@ def training_texts(corpus: Corpus) -> dict[str, list[str]]:
         "target": [*known["forget_qa"], *known["forget_qa_icl"], *known["retain_qa"], *known["retain_qa_icl"]],
         "retrained": [*known["retain_qa"], *known["retain_qa_icl"]],
     }
-    rehearsed = question_documents([*corpus.base.qa, *_disjoint(corpus)], seed=0)
+    rehearsed = question_documents(_base_questions(corpus), seed=0)
     return {
         stage: [
             *(corpus.raw["forget"] if stage == "target" else []),
             *retain,
-            *question_documents(pairs, seed=0),
-            *question_documents(pairs, seed=1),
+            *(sheet for seed in range(SHEETS) for sheet in question_documents(pairs, seed)),
             *rehearsed,
         ]
         for stage, pairs in asked.items()
@@ -313,9 +330,7 @@ def _pretrain(corpus: Corpus, scale: str, folder: Path) -> None:
             tie_word_embeddings=False,
         )
     )
-    asked = [*corpus.base.qa, *_disjoint(corpus)]
-    sheets = [sheet for seed in range(3) for sheet in question_documents(asked, seed)]
-    data = rows([*corpus.base.documents, *sheets], tokenizer, size.context)
+    data = rows(base_texts(corpus), tokenizer, size.context)
     recipe = {"steps": size.base_steps, "batch_size": size.base_batch, "rate": size.base_rate}
     _make("base", folder, model, tokenizer, data, **recipe)
 
