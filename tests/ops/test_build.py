@@ -1,0 +1,75 @@
+"""The package with and without its compiled kernel."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qru.ops import build_info, merge_quantize, merge_quantize_ref
+
+PROBE = """
+import warnings, torch
+from qru.ops import build_info, merge_quantize, merge_quantize_ref
+assert build_info()["built"] is False
+weight = torch.arange(256.0).view(2, 128)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    first, second = merge_quantize(weight), merge_quantize(weight)
+assert [w.category for w in caught] == [RuntimeWarning], caught
+assert "not built" in str(caught[0].message) and "pip install" in str(caught[0].message)
+assert torch.equal(first.packed, merge_quantize_ref(weight).packed)
+print(first.stats)
+"""
+
+
+def test_without_the_kernel_the_reference_runs_with_one_warning(monkeypatch):
+    monkeypatch.setenv("QRU_EXTENSION", "off")
+    run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(merge_quantize_ref(torch.arange(256.0).view(2, 128)).stats)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, qru; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not build_info()["built"], reason="the kernel is not built")
+def test_one_openmp_runtime_serves_torch_and_the_kernel():
+    """Two would each spin their own threads on the same cores."""
+    code = """
+import torch
+from qru.ops import merge_quantize
+torch.set_num_threads(2)
+a = torch.randn(256, 256)
+for _ in range(3):
+    a @ a
+    merge_quantize(a, threads=2)
+with open("/proc/self/maps") as maps:
+    print(len({line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "1"
+
+
+@pytest.mark.skipif(not build_info()["built"], reason="the kernel is not built")
+def test_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("QRU_ISA", "sse9")
+    with pytest.raises(ValueError, match="choose auto"):
+        merge_quantize(torch.zeros(1, 128))
+
+
+@pytest.mark.skipif(not build_info()["built"], reason="the kernel is not built")
+def test_flush_to_zero_outside_does_not_reach_the_kernel():
+    weight = (torch.arange(-64.0, 64.0) * 2**-149).view(1, -1)
+    want = merge_quantize(weight)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        got = merge_quantize(weight)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(got.packed, want.packed)
+    assert torch.equal(got.scales.view(torch.int32), want.scales.view(torch.int32))
