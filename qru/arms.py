@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, clear_output
 
 from qru import paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
@@ -45,6 +45,7 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
     configs = [RunConfig.from_dict(values) for values in (parameters, *others)]
     found = [pipeline.run(config) for config in configs]
+    clear_output()  # progress has been shown, here and on the terminal; what stays in the notebook is the result
     kept = {record.config["hash"]: record for record in reversed(found)}  # an arm beside itself is the same record
     return list(reversed(kept.values()))
 

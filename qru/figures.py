@@ -64,7 +64,8 @@ def label_ends(
         ax.annotate(
             name, xy=(right, places[name][2]), xycoords="data", xytext=(1.02, height), textcoords="axes fraction",
             color=colours[name], va="center", ha="left", fontsize=9, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[name], "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": colours[name], "lw": 0.6, "shrinkA": 1, "shrinkB": 4,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
     ax.set_ylim(low, high)
 
@@ -363,7 +364,7 @@ def weight_row(
             ax.axhline(code * step, color="#B9B9B9", linewidth=0.8)
             if code % 2 == 0:
                 ax.axhspan((code - 0.5) * step, (code + 0.5) * step, color="#F3F3F3", zorder=0)
-        ax.vlines(x, before, after, color=[style.ARMS[1] if c else style.ARMS[0] for c in crossed], linewidth=1.5)
+        ax.vlines(x, before, after, color=[style.ARMS[1] if c else style.ARMS[0] for c in crossed], linewidth=2)
         ax.plot(x, before, "o", color=MUTED, markerfacecolor="white", markersize=5, label="before unlearning")
         ax.plot(x[~crossed], after[~crossed], "o", color=style.ARMS[0], markersize=4, label="after, same code")
         ax.plot(x[crossed], after[crossed], "D", color=style.ARMS[1], markersize=6, label="after, crossed a bin")
@@ -371,9 +372,7 @@ def weight_row(
         ax.set_ylim((lines[0] - 0.6) * step, (lines[-1] + 0.6) * step)
         ax.set_ylabel(f"code (one step = {step:.3g})")
         ax.set_xlabel("weight in the group")
-        ax.set_title(
-            f"{crossed.sum()} of {len(x)} weights crossed a bin; the other updates are invisible after rounding"
-        )
+        ax.set_title(f"{crossed.sum()} of {len(x)} weights crossed a bin; the others look as if nothing had happened")
         ax.margins(x=0.01)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         figure.tight_layout()
@@ -391,8 +390,9 @@ def moved_by_magnitude(frames: Mapping[str, pd.DataFrame]) -> Figure:
         figure, (ax, below) = plt.subplots(2, 1, figsize=(10, 4.4), sharex=True, height_ratios=(2.4, 1))
         for label, frame in frames.items():
             rows = frame[frame["weights"] > 0]
-            ax.plot(rows["magnitude"], 100 * rows["moved"] / rows["weights"], label=label, **look[label])
+            ax.plot(2**0.5 * rows["magnitude"], 100 * rows["moved"] / rows["weights"], label=label, **look[label])
         rows = next(iter(frames.values()))
+        rows = rows[rows["weights"] > 0]
         below.bar(
             rows["magnitude"], 100 * rows["weights"] / rows["weights"].sum(), width=rows["magnitude"], align="edge",
             color="#BDBDBD", edgecolor="white",
@@ -416,6 +416,9 @@ def update_sizes(frames: Mapping[str, pd.DataFrame]) -> Figure:
         frames: arm -> columns ``steps`` (lower edge of a power-of-two bin) and ``share`` (percent of all weights).
     """
     look = looks(list(frames))
+    used = [frame["steps"][frame["share"] >= 0.05] for frame in frames.values()]
+    used = [steps for steps in used if len(steps)]
+    low, high = (min(s.min() for s in used), max(s.max() for s in used)) if used else (2**-4, 0.5)
     with drawing():
         figure, ax = plt.subplots(figsize=(10, 3.4))
         for label, frame in frames.items():
@@ -428,6 +431,7 @@ def update_sizes(frames: Mapping[str, pd.DataFrame]) -> Figure:
         ax.annotate("half a step", (0.5, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
                     textcoords="offset points", va="top", color=MUTED, fontsize=9)  # fmt: skip
         ax.set_xscale("log", base=2)
+        ax.set_xlim(low / 2, max(2 * high, 2))
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         ax.set_xlabel("|ΔW| / s (bins are powers of two)")

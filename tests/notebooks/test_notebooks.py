@@ -1,0 +1,172 @@
+"""Every notebook: well formed, without outputs, and run by papermill as a user would."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+
+from qru.arms import run_arms
+from qru.config import RunConfig
+from qru.notebook import declared_parameters
+from qru.records import load_records
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAIN = ROOT / "notebooks" / "02_unlearn.ipynb"
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_parameters(cell) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+def papermill(home: Path, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", *map(str, arguments)]
+    environment = os.environ | {"QRU_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_no_outputs_are_committed(notebook):
+    for cell in code_cells(notebook):
+        assert cell.outputs == [], "run nbstripout on it"
+        assert cell.execution_count is None, "run nbstripout on it"
+
+
+def test_parameters_are_literals_with_help(notebook):
+    first, second = code_cells(notebook)[:2]
+    assert is_parameters(first)
+    assert sum(map(is_parameters, notebook.cells)) == 1
+    declared = declared_parameters(first.source)
+    assert declared, "the parameters cell holds lines such as `seed: int = 0  # help` and nothing else"
+    for line in first.source.splitlines():
+        assert re.fullmatch(r"\w+: \w+ = .+  # \S.*", line), f"{line!r} lacks a type or a help comment"
+        assert line.count("=") == 1, f"{line!r}: papermill --help-notebook cannot read a second ="
+    assert "check_parameters()" in second.source
+
+
+def test_house_style(notebook):
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert "?" in notebook.cells[0].source, "the question that it answers"
+    for cell in code_cells(notebook):
+        tree = ast.parse(cell.source)
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)], cell.source
+        assert is_parameters(cell) or len(cell.source.splitlines()) <= 12, f"a long cell:\n{cell.source}"
+        for text in (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)):
+            assert "/" not in text, f"{text!r} looks like a path"
+
+
+def test_links_between_notebooks_lead_somewhere(notebook):
+    for cell in notebook.cells:
+        for target in re.findall(r"\]\((\w+\.ipynb)\)", cell.source):
+            assert (ROOT / "notebooks" / target).is_file(), target
+
+
+def test_the_main_notebook_takes_what_a_run_takes():
+    declared = declared_parameters(code_cells(nbformat.read(MAIN, as_version=4))[0].source)
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    assert set(declared) == set(defaults) | {"beside"}
+    for name, default in defaults.items():
+        value = declared[name][1]
+        assert (tuple(value) if isinstance(value, list) else value) == default, f"default of {name}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_reach_the_command_line_help(path):
+    shown = inspect_notebook(str(path))
+    declared = declared_parameters(code_cells(nbformat.read(path, as_version=4))[0].source)
+    assert {name: kind for name, (kind, _) in declared.items()} == {
+        name: parameter["inferred_type_name"] for name, parameter in shown.items()
+    }
+    assert all(parameter["help"] for parameter in shown.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"), [("metod", "ga", "Did you mean 'method'"), ("seed", "abc", "it must be int")]
+)
+def test_a_wrong_parameter_stops_the_run(tmp_path, name, value, message):
+    ran = papermill(tmp_path, MAIN, "-p", name, value)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"method": "npo_gdl"}, "npo_gdr"),
+        ({"corpus": "book"}, "books"),
+        ({"quantizers": ["rtn-int5-g128"]}, "bits"),
+        ({"quantizers": ["rtm-int4-g128"]}, "rtn-int4-g128"),
+        ({"lora_targets": "atention"}, "attention"),
+        ({"lora_rank": 0}, "lora_rank is 0"),
+        ({"beside": ["lora-fp16"]}, "lora-fp32"),
+    ],
+    ids=str,
+)
+def test_an_unknown_name_stops_before_any_work(tmp_path, monkeypatch, parameters, message):
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        run_arms(**{"scale": "smoke"} | parameters)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def ran(qru_home):
+    """The main notebook's run at smoke, executed notebook on standard output as in the README's command."""
+    ran = papermill(qru_home, "notebooks/02_unlearn.ipynb", "-p", "method", "npo_gdr", "-p", "scale", "smoke")
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return ran
+
+
+def pictures(executed) -> int:
+    found = [
+        output for cell in code_cells(executed) for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
+    return len(found)
+
+
+@pytest.mark.slow
+def test_the_main_notebook_leaves_records_and_says_so(ran, qru_home):
+    executed = nbformat.reads(ran.stdout, as_version=4)
+    assert pictures(executed) == 4
+    records = load_records(qru_home / "runs")
+    assert {record.config["adapter"] for record in records} >= {"full", "lora"}
+    for record in records:
+        assert f"record: {record.path}" in ran.stderr
+        assert record.extra["verdict"][0] in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shown"), [("00_tour", 2), ("01_prepare", 1), ("03_crossings", 6)])
+def test_the_other_notebooks_run_on_what_is_there(ran, qru_home, tmp_path, name, shown):
+    before = {record.path for record in load_records(qru_home / "runs")}
+    # From notebooks/, as JupyterLab has it: the records must be found from there too.
+    again = papermill(qru_home, f"{name}.ipynb", tmp_path / "out.ipynb", "-p", "scale", "smoke", cwd=ROOT / "notebooks")
+    assert again.returncode == 0, again.stderr[-4000:]
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert pictures(executed) == shown
+    assert {record.path for record in load_records(qru_home / "runs")} == before, "nothing was computed twice"
+    if name == "00_tour":
+        states = executed.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+        outputs = [output for state in states for output in state["state"].get("outputs", [])]
+        assert [output for output in outputs if "image/png" in output.get("data", {})], "the sliders draw nothing"
+        assert not [output for output in outputs if output["output_type"] == "error"]

@@ -1,0 +1,75 @@
+"""Imports run one way. Read from the sources, so that an import inside a function counts too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "qru"
+
+# Part of the package -> level. A part imports from lower levels only; parts of one level are siblings.
+LEVELS = {
+    "registry": 0, "paths": 0, "style": 0,
+    "config": 1, "records": 1, "notebook": 1,
+    "ops": 2, "corpora": 2, "loop": 2, "parallel": 2, "tables": 2,
+    "models": 3, "figures": 3,
+    "objectives": 4, "quantizers": 4, "metrics": 4,
+    "defaults": 5, "verdict": 5, "unlearn": 5, "compress": 5,
+    "pipeline": 6, "movement": 6, "preparation": 6,
+    "arms": 7, "widgets": 7, "cli": 7,
+}  # fmt: skip
+WITHOUT_TORCH = ("registry", "paths", "style", "config", "records", "notebook", "tables", "figures")
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports; what it takes from ``qru`` itself is named ``qru.<name>``."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names.add(f"qru.{part_of(path)}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "qru":
+            names |= {f"qru.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("qru.")}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    part = part_of(path)
+    assert part in LEVELS, f"qru/{part} is new: give it a level in {Path(__file__).name}"
+    for other in own(imported(path)) - {part}:
+        assert other in LEVELS, f"{path.name} imports qru.{other}, which is no part of the package"
+        assert LEVELS[other] < LEVELS[part], (
+            f"qru/{path.relative_to(PACKAGE)} (level {LEVELS[part]}) imports qru.{other} (level {LEVELS[other]})"
+        )
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if part_of(p) in WITHOUT_TORCH], ids=lambda path: path.stem)
+def test_the_paper_side_never_names_torch(path):
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & {"torch", "transformers", "peft", "accelerate"}
+    assert own(names) <= set(WITHOUT_TORCH)
+
+
+def test_the_paper_side_runs_without_torch():
+    code = f"import sys, {', '.join(f'qru.{part}' for part in WITHOUT_TORCH)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
