@@ -46,26 +46,38 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_precision(device) == "bf16")
 
 
-def order(documents: int, batch_size: int, step: int, seed: int) -> list[int]:
+ROUNDED_TO = 32  # tokens; rows of a batch are padded to a multiple of it
+
+
+def order(documents: int, batch_size: int, step: int, seed: int, lengths: Sequence[int] | None = None) -> list[int]:
     """Indices of the documents of one step: each epoch a new permutation, the last short batch kept.
 
+    Args:
+        documents: how many there are.
+        batch_size, step, seed: the result is a function of its arguments alone, so a resumed run sees the same.
+        lengths: tokens of each document; if given, batches are made of documents that pad to the same width.
+
     Returns:
-        Up to ``batch_size`` indices under ``documents``; a function of its arguments alone.
+        Up to ``batch_size`` indices under ``documents``.
     """
     per_epoch = -(-documents // batch_size)
     epoch, within = divmod(step, per_epoch)
-    shuffled = torch.randperm(documents, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    shuffled = torch.randperm(documents, generator=generator).tolist()
+    if lengths is not None:
+        shuffled.sort(key=lambda i: -(-lengths[i] // ROUNDED_TO))  # stable: shuffled within a width
+        within = torch.randperm(per_epoch, generator=generator)[within].item()
     return shuffled[within * batch_size : (within + 1) * batch_size]
 
 
-def pad(rows: Sequence[torch.Tensor], padding: int, multiple: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Sequence[torch.Tensor], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows of different lengths -> input ids (B, T) padded on the right, and labels with padding ignored.
 
-    T is rounded up to ``multiple``: a CPU compiles its bf16 kernels once a shape, and with a new T at every step that
+    T is rounded up to ``ROUNDED_TO``: a CPU compiles its bf16 kernels once a shape, and with a new T at every step that
     takes longer than the arithmetic (measured: half the throughput). No attention mask is needed: under a causal mask
     no token sees the padding that follows it.
     """
-    width = -(-max(map(len, rows)) // multiple) * multiple
+    width = -(-max(map(len, rows)) // ROUNDED_TO) * ROUNDED_TO
     ids = torch.full((len(rows), width), padding)
     labels = torch.full((len(rows), width), IGNORED)
     for i, row in enumerate(rows):

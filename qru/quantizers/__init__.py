@@ -1,4 +1,4 @@
-"""Quantizers, each under its exact name: ``rtn-int4-g128`` says method, bits, group and, where not the default, step."""
+"""Quantizers, each under its exact name: ``rtn-int4-g128`` is method, bits, group and, if not the default, step."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_only_adapters_train_and_the_target_stays_as_it_was(made, corpus, tokeni
 
 
 def test_lora_starts_at_the_reference(made, corpus, tokenizer):
-    """B is zero at the start, so policy and reference agree; after training, the disabled adapter is still the target."""
+    """B is zero at the start, so policy and reference agree; with the adapter disabled they still do at the end."""
     target, _ = models.load(made.target)
     alone = copy.deepcopy(target)
     settings = config(adapter="lora", method="npo_klr")
@@ -160,6 +160,15 @@ def test_every_epoch_sees_every_document_once():
         for epoch in range(3):
             seen = [i for s in range(per_epoch) for i in loop.order(documents, batch, epoch * per_epoch + s, seed=5)]
             assert sorted(seen) == list(range(documents))
+
+
+def test_batches_by_length_hold_every_document_once_and_pad_alike():
+    lengths = [30, 200, 31, 33, 190, 64, 32, 195]
+    for epoch in range(3):
+        batches = [loop.order(8, 2, epoch * 4 + step, seed=1, lengths=lengths) for step in range(4)]
+        assert sorted(i for batch in batches for i in batch) == list(range(8))
+    widths = [{-(-lengths[i] // loop.ROUNDED_TO) for i in batch} for batch in batches]
+    assert sum(len(width) for width in widths) <= 6  # 4 batches, at most two of them on a border between widths
 
 
 def test_padding_is_not_trained_on(made, tokenizer):
