@@ -10,7 +10,7 @@ from qru.objectives import parse_method
 # (method, adapter, weights) -> learning_rate, epochs, retain_weight
 MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {}
 
-BATCH_SIZE = {"smoke": 4, "mini": 8, "muse": 16}
+BATCH_SIZE = {"smoke": 4, "mini": 4, "muse": 16}
 
 
 def resolve(config: RunConfig) -> RunConfig:

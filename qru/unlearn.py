@@ -64,6 +64,7 @@ def unlearn(
     *,
     frozen: Callable[[], torch.nn.Module],
     forget_score: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    checks_per_epoch: int = 2,
     checkpoint: Path | None = None,
     label: str = "unlearn",
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
@@ -76,6 +77,7 @@ def unlearn(
         config: resolved (no field is ``None`` but ``forget_goal``).
         frozen: loads a second copy of the target; called only by full fine-tuning with a term that needs it.
         forget_score: model -> VerbMem and KnowMem (percent) on the stopping half; needed with ``forget_goal``.
+        checks_per_epoch: how often the goal is looked at.
         checkpoint: where to resume from and to save to.
         label: shown beside the progress bar.
 
@@ -135,7 +137,7 @@ def unlearn(
         return loss, logged
 
     per_epoch = -(-len(forget) // batch)
-    every = max(1, per_epoch // 2)  # the goal is checked twice an epoch
+    every = max(1, per_epoch // checks_per_epoch)
 
     def check(step: int) -> tuple[bool, dict[str, float]] | None:
         if (step + 1) % every:

@@ -1,0 +1,111 @@
+"""A whole run at smoke scale: what it leaves behind, what it reuses, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qru import pipeline
+from qru.config import RunConfig
+
+FAST = {"scale": "smoke", "quantizers": ("rtn-int4-g128", "rtn-int3-g64")}
+
+
+@pytest.fixture(scope="module")
+def record(made):
+    return pipeline.run(method="npo_gdr", adapter="lora", lora_rank=4, learning_rate=1e-3, epochs=2, **FAST)
+
+
+def test_a_record_holds_what_it_should(record):
+    assert set(record.scores) == {"target", "retrained", "unlearned"}
+    for by_precision in record.scores.values():
+        assert list(by_precision) == ["bf16", "rtn-int4-g128", "rtn-int3-g64"]
+        for scores in by_precision.values():
+            assert set(scores) == {"verbmem", "knowmem", "privleak", "utility", "disjoint"}
+            for score in scores.values():
+                assert set(score) == {"value", "ci", "per_example"}
+    assert abs(record.scores["retrained"]["bf16"]["privleak"]["value"]) < 1e-9
+    assert set(record.crossings) == {"rtn-int4-g128", "rtn-int3-g64"}
+    assert record.crossings["rtn-int3-g64"]["total"]["crossed"] > 0
+    assert record.config["weights"] == "fp32"
+    assert record.provenance["versions"]["torch"]
+    assert record.cost["unlearn"]["seconds"] > 0
+    assert record.extra["verdict"]
+    responses = json.loads((record.path.parent / "responses.json").read_text())
+    assert len(responses["unlearned"]["bf16"]["verbmem"]) == len(
+        record.scores["unlearned"]["bf16"]["verbmem"]["per_example"]
+    )
+    assert not (record.path.parent / "training.pt").exists()
+    assert not (record.path.parent / "partial").exists()
+
+
+def test_the_same_configuration_is_not_run_again(record, monkeypatch, capfd):
+    monkeypatch.setattr(pipeline, "side_by_side", lambda *a: pytest.fail("ran again"))
+    again = pipeline.run(method="npo_gdr", adapter="lora", lora_rank=4, learning_rate=1e-3, epochs=2, **FAST)
+    assert again == record
+
+
+def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
+    before = record.path.read_bytes()
+    record.path.write_bytes(before[:100])
+    monkeypatch.setattr("qru.loop.fit", lambda *a, **k: pytest.fail("trained again"))
+    again = pipeline.run(method="npo_gdr", adapter="lora", lora_rank=4, learning_rate=1e-3, epochs=2, **FAST)
+    assert again.scores == record.scores
+    assert again.crossings == record.crossings
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"method": "npo_gdrr"}, "Did you mean 'npo_gdr'"),
+        ({"corpus": "bookz"}, "books"),
+        ({"quantizers": ("rtn-int5-g128",)}, "rtn-int5-g128|bits"),
+        ({"lora_target": "mlp"}, "Did you mean 'lora_targets'"),
+    ],
+)
+def test_bad_input_stops_before_any_work(parameters, message, monkeypatch):
+    monkeypatch.setattr("qru.models.prepare", lambda *a: pytest.fail("prepared models"))
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(**{"scale": "smoke"} | parameters)
+
+
+def test_the_stopping_half_is_not_reported(made):
+    found = pipeline.run(method="ga", forget_goal=100.0, epochs=2, learning_rate=1e-3, **FAST)
+    assert found.extra["history"][-1]["stopped"]
+    counts = {m: len(by["bf16"]["verbmem"]["per_example"]) for m, by in found.scores.items()}
+    full = len(found.scores["unlearned"]["bf16"]["utility"]["per_example"])
+    assert set(counts.values()) == {full // 2}
+
+
+def test_a_killed_process_ends_in_the_same_scores(made, tmp_path):
+    """SIGKILL during training, then during scoring, then to the end: the same record as in one go."""
+    settings = {"method": "npo_klr", "weights": "bf16", "learning_rate": 1e-3, "epochs": 6} | FAST
+    program = f"from qru import pipeline\nif __name__ == '__main__': pipeline.run(**{settings!r})"
+    whole = pipeline.run(**settings)
+    folder = whole.path.parent
+    kept = tmp_path / "whole"
+    folder.rename(kept)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for proof in ("history.json", "partial/bf16.json"):
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while not (folder / proof).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "record.json").exists() or proof.startswith("partial")
+    resumed = pipeline.run(**settings)
+    assert resumed.scores == whole.scores
+    assert resumed.crossings == whole.crossings
+
+
+def test_several_runs_side_by_side(made):
+    common = {"method": "ga_gdr", "learning_rate": 1e-3, "epochs": 1} | FAST
+    configs = [RunConfig(adapter=adapter, **common) for adapter in ("full", "lora")]
+    records = pipeline.run_all(configs)
+    assert [record.config["adapter"] for record in records] == ["full", "lora"]
