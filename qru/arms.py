@@ -11,6 +11,7 @@ from IPython.display import Markdown, clear_output
 from qru import paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
 from qru.corpora import load_corpus
+from qru.defaults import resolve
 from qru.records import Record
 from qru.registry import unknown
 
@@ -43,11 +44,10 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     if parameters.get("quantizers") is not None:
         parameters["quantizers"] = tuple(parameters["quantizers"])
     others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
-    configs = [RunConfig.from_dict(values) for values in (parameters, *others)]
-    found = [pipeline.run(config) for config in configs]
+    configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
+    found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once
     clear_output()  # progress has been shown, here and on the terminal; what stays in the notebook is the result
-    kept = {record.config["hash"]: record for record in reversed(found)}  # an arm beside itself is the same record
-    return list(reversed(kept.values()))
+    return found
 
 
 def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]:
@@ -64,10 +64,10 @@ def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]
 def announce(*found: Record) -> None:
     """Verdict and place of each record, to the terminal (papermill keeps a notebook's own output in the notebook)."""
     for record in found:
-        pipeline.say("")
+        records.say("")
         for sentence in record.extra["verdict"]:
-            pipeline.say(sentence)
-        pipeline.say(f"record: {record.path}")
+            records.say(sentence)
+        records.say(f"record: {record.path}")
 
 
 def verdict(*found: Record) -> Markdown:
