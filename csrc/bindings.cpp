@@ -1,10 +1,15 @@
 // pybind11 only: numbers and addresses in, a status out. No torch headers, so no torch ABI is shared.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "merge_quantize.h"
+#ifdef QRU_BUILT_CUDA
+#include "merge_quantize_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -24,13 +29,45 @@ qru::Isa isa_named(const std::string& name) {
 }
 
 template <typename T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+T number(const py::dict& problem, const char* key) {
+  return problem[key].cast<T>();
+}
+
+template <typename T>
+T* address(const py::dict& problem, const char* key) {
+  return reinterpret_cast<T*>(number<uintptr_t>(problem, key));
+}
+
+qru::MergeQuantizeParams params_of(const py::dict& problem) {
+  qru::MergeQuantizeParams p{};
+  p.rows = number<int64_t>(problem, "rows");
+  p.columns = number<int64_t>(problem, "columns");
+  p.rank = number<int64_t>(problem, "rank");
+  p.group = number<int64_t>(problem, "group");
+  p.per_tensor = number<bool>(problem, "per_tensor");
+  p.rule = {number<int>(problem, "bits"), number<bool>(problem, "symmetric"), number<float>(problem, "denominator"),
+            number<int>(problem, "scale_dtype")};
+  p.scaling = number<float>(problem, "scaling");
+  p.weight_dtype = number<int>(problem, "weight_dtype");
+  p.a_dtype = number<int>(problem, "a_dtype");
+  p.b_dtype = number<int>(problem, "b_dtype");
+  p.weight = address<const void>(problem, "weight");
+  p.lora_a = address<const void>(problem, "lora_A");
+  p.lora_b = address<const void>(problem, "lora_B");
+  p.new_weight = address<const void>(problem, "new_weight");
+  p.packed = address<void>(problem, "packed");
+  p.packed_stride = number<int64_t>(problem, "packed_stride");
+  p.scales = address<float>(problem, "scales");
+  p.zeros = address<float>(problem, "zeros");
+  p.merged = address<void>(problem, "merged");
+  p.counts = address<int64_t>(problem, "counts");
+  p.sums = address<double>(problem, "sums");
+  return p;
 }
 
 py::dict build_info() {
   py::dict info;
-  py::list isas;
+  py::list isas, archs;
   for (qru::Isa isa : {qru::kPlain, qru::kAvx2, qru::kAvx512})
     if (qru::isa_available(isa)) isas.append(name_of(isa));
   info["isa"] = name_of(qru::best_isa());
@@ -41,39 +78,24 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
+#ifdef QRU_BUILT_CUDA
+  info["cuda"] = true;
+  const std::string list = QRU_BUILT_CUDA;
+  for (size_t from = 0; from <= list.size();) {
+    const size_t to = std::min(list.find(',', from), list.size());
+    archs.append(list.substr(from, to - from));
+    from = to + 1;
+  }
+#else
   info["cuda"] = false;
-  info["cuda_archs"] = py::list();
+#endif
+  info["cuda_archs"] = archs;
   return info;
 }
 
-py::dict run_merge_quantize(int64_t rows, int64_t columns, int64_t rank, int64_t group, bool per_tensor, int bits,
-                            bool symmetric, float denominator, int scale_dtype, float scaling, int weight_dtype,
-                            int a_dtype, int b_dtype, uintptr_t weight, uintptr_t lora_a, uintptr_t lora_b,
-                            uintptr_t new_weight, uintptr_t packed, int64_t packed_stride, uintptr_t scales,
-                            uintptr_t zeros, uintptr_t merged, uintptr_t counts, uintptr_t sums, int threads,
-                            const std::string& isa) {
-  qru::MergeQuantizeParams p{};
-  p.rows = rows;
-  p.columns = columns;
-  p.rank = rank;
-  p.group = group;
-  p.per_tensor = per_tensor;
-  p.rule = {bits, symmetric, denominator, scale_dtype};
-  p.scaling = scaling;
-  p.weight_dtype = weight_dtype;
-  p.a_dtype = a_dtype;
-  p.b_dtype = b_dtype;
-  p.weight = at<const void>(weight);
-  p.lora_a = at<const void>(lora_a);
-  p.lora_b = at<const void>(lora_b);
-  p.new_weight = at<const void>(new_weight);
-  p.packed = at<void>(packed);
-  p.packed_stride = packed_stride;
-  p.scales = at<float>(scales);
-  p.zeros = at<float>(zeros);
-  p.merged = at<void>(merged);
-  p.counts = at<int64_t>(counts);
-  p.sums = at<double>(sums);
+// -> (first row with NaN or Inf, first row whose step overflows), -1 for none.
+py::tuple run_cpu(const py::dict& problem, int threads, const std::string& isa) {
+  const qru::MergeQuantizeParams p = params_of(problem);
   const qru::Isa chosen = isa_named(isa);
   qru::MergeQuantizeFault fault;
   {
@@ -81,21 +103,34 @@ py::dict run_merge_quantize(int64_t rows, int64_t columns, int64_t rank, int64_t
     fault = qru::merge_quantize_cpu(p, threads, chosen);
   }
   if (fault.out_of_memory) throw std::bad_alloc();
-  py::dict out;
-  out["non_finite_row"] = fault.non_finite_row;
-  out["step_overflow_row"] = fault.step_overflow_row;
-  return out;
+  return py::make_tuple(fault.non_finite_row, fault.step_overflow_row);
 }
+
+#ifdef QRU_BUILT_CUDA
+py::tuple plan_cuda(const py::dict& problem) {
+  const qru::MergeQuantizeParams p = params_of(problem);
+  return py::make_tuple(qru::cuda_is_fused(p), qru::cuda_blocks(p));
+}
+
+void run_cuda(const py::dict& problem, uintptr_t partials, uintptr_t faults, uintptr_t range, uintptr_t codes,
+              uintptr_t stream) {
+  const qru::MergeQuantizeParams p = params_of(problem);
+  const qru::CudaScratch scratch{reinterpret_cast<double*>(partials), reinterpret_cast<unsigned long long*>(faults),
+                                 reinterpret_cast<uint32_t*>(range), reinterpret_cast<int8_t*>(codes)};
+  const char* error = qru::merge_quantize_cuda(p, scratch, reinterpret_cast<void*>(stream));
+  if (error != nullptr) throw std::runtime_error(std::string("merge_quantize on CUDA: ") + error);
+}
+#endif
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of qru; see qru.ops.";
   m.def("build_info", &build_info);
-  m.def("merge_quantize_cpu", &run_merge_quantize, py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("rank"),
-        py::arg("group"), py::arg("per_tensor"), py::arg("bits"), py::arg("symmetric"), py::arg("denominator"),
-        py::arg("scale_dtype"), py::arg("scaling"), py::arg("weight_dtype"), py::arg("a_dtype"), py::arg("b_dtype"),
-        py::arg("weight"), py::arg("lora_a"), py::arg("lora_b"), py::arg("new_weight"), py::arg("packed"),
-        py::arg("packed_stride"), py::arg("scales"), py::arg("zeros"), py::arg("merged"), py::arg("counts"),
-        py::arg("sums"), py::arg("threads"), py::arg("isa"));
+  m.def("merge_quantize_cpu", &run_cpu, py::arg("problem"), py::arg("threads"), py::arg("isa"));
+#ifdef QRU_BUILT_CUDA
+  m.def("plan_cuda", &plan_cuda, py::arg("problem"));
+  m.def("merge_quantize_cuda", &run_cuda, py::arg("problem"), py::arg("partials"), py::arg("faults"),
+        py::arg("range"), py::arg("codes"), py::arg("stream"));
+#endif
 }

@@ -35,10 +35,11 @@ def build_info() -> dict:
 
 
 @functools.cache
-def warn_not_built() -> None:
-    """Say once per process that the slow reference runs, and how to change that."""
+def warn_not_built(device_type: str) -> None:
+    """Say once per process and kind of device that the slow reference runs, and how to change that."""
+    kernel = "qru kernel" if device_type == "cpu" else f"qru kernel for {device_type}"
     warnings.warn(
-        f"the qru kernel is not built: the PyTorch reference runs, same results, much slower. Build: {BUILD_COMMAND}",
+        f"the {kernel} is not built: the PyTorch reference runs, same results, much slower. Build: {BUILD_COMMAND}",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -4,22 +4,18 @@
 PyTorch. Both give the same merged weight, codes, scales and counts, bit for bit; sums of floats agree to 1e-5.
 """
 
-import os
 from dataclasses import asdict, dataclass
 
 import torch
 
 from qru.ops.exact_fma import merge_exact
-from qru.ops.extension import extension, warn_not_built
-from qru.ops.grid import SCALE_DTYPES, QuantSpec, codes_on, dequantize, grid_of, group_width
-from qru.ops.pack import codes_per_word, pack, packed_width, unpack
+from qru.ops.extension import warn_not_built
+from qru.ops.grid import QuantSpec, codes_on, dequantize, grid_of, group_width
+from qru.ops.kernel import COUNTS, SUMS, merge_quantize_op, serves
+from qru.ops.pack import pack, unpack
 
 DEFAULT_SPEC = QuantSpec()
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/grid.h: Dtype
-# The kernels' outputs, in the order of csrc/merge_quantize.h; the histogram follows the counts.
-COUNTS = ("crossed", "changed", "moved", "steps_moved", "zero_groups")
-SUMS = ("predicted", "sum_dw2", "sum_q_dw", "sum_q2")
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,14 @@ class QuantizedWeight:
         packed: int32 (out, ceil(in * bits / 32)) for 2, 4 and 8 bits; int8 (out, in) for 3.
         scales: float32 (out, in // g), (1, 1) for "tensor". zeros: likewise when asymmetric, else None.
         merged: (out, in) in the weight's dtype, or None unless asked for.
-        stats: the counts. spec: the grid. shape: (out, in).
+        stats: the counts (None for meta tensors, which hold no numbers). spec: the grid. shape: (out, in).
     """
 
     packed: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None
     merged: torch.Tensor | None
-    stats: CrossingStats
+    stats: CrossingStats | None
     spec: QuantSpec
     shape: tuple[int, int]
 
@@ -133,11 +129,10 @@ def merge_quantize(
     Source: arXiv 2602.13151 (grid, merge before quantization), arXiv 2601.15538 (bucket overlap).
     """
     args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads)
-    module = extension()
-    if module is None:
-        warn_not_built()
-        return _reference(*args, spec, merged, name)
-    return _compiled(module, *args, spec, merged, name, threads)
+    if serves(weight.device):
+        return _compiled(*args, spec, merged, name, threads)
+    warn_not_built(weight.device.type)
+    return _reference(*args, spec, merged, name)
 
 
 def merge_quantize_ref(
@@ -194,77 +189,38 @@ def _reference(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, n
     return QuantizedWeight(pack(codes, spec.bits), scales, zeros, kept, stats, spec, tuple(weight.shape))
 
 
-def _compiled(module, weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name, threads):
-    rows, columns = weight.shape
-    per_tensor = spec.group_size == "tensor"
-    group = group_width((rows, columns), spec, name)
-    grids = (1, 1) if per_tensor else (rows, columns // group)
-    device = weight.device
-    stored = torch.int8 if codes_per_word(spec.bits) is None else torch.int32
-    packed = torch.empty(rows, packed_width(columns, spec.bits), dtype=stored, device=device)
-    scales = torch.empty(grids, dtype=torch.float32, device=device)
-    zeros = None if spec.symmetric else torch.empty(grids, dtype=torch.float32, device=device)
-    # One grid per matrix needs two passes: the first leaves the merged weight for the second.
-    after = torch.empty_like(weight) if keep_merged or (per_tensor and lora_A is not None) else None
-    counts = torch.zeros(len(COUNTS) + 2**spec.bits, dtype=torch.int64)
-    sums = torch.zeros(len(SUMS), dtype=torch.float64)
-    fault = module.merge_quantize_cpu(
-        rows=rows,
-        columns=columns,
-        rank=0 if lora_A is None else lora_A.shape[0],
-        group=group,
-        per_tensor=per_tensor,
-        bits=spec.bits,
-        symmetric=spec.symmetric,
-        denominator=spec.denominator,
-        scale_dtype=DTYPE_CODES[SCALE_DTYPES[spec.scale_dtype]],
-        scaling=scaling,
-        weight_dtype=DTYPE_CODES[weight.dtype],
-        a_dtype=0 if lora_A is None else DTYPE_CODES[lora_A.dtype],
-        b_dtype=0 if lora_B is None else DTYPE_CODES[lora_B.dtype],
-        weight=weight.data_ptr(),
-        lora_a=_address(lora_A),
-        lora_b=_address(lora_B),
-        new_weight=_address(new_weight),
-        packed=packed.data_ptr(),
-        packed_stride=packed.stride(0) * packed.element_size(),
-        scales=scales.data_ptr(),
-        zeros=_address(zeros),
-        merged=_address(after),
-        counts=counts.data_ptr(),
-        sums=sums.data_ptr(),
-        threads=threads or torch.get_num_threads(),
-        isa=os.environ.get("QRU_ISA", "auto"),
+def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name, threads):
+    packed, scales, zeros, merged, counts, sums = merge_quantize_op(
+        weight, lora_A, lora_B, new_weight, scaling, spec.full_name, keep_merged, threads or 0
     )
-    if fault["non_finite_row"] >= 0 or fault["step_overflow_row"] >= 0:
-        _explain(fault, weight, lora_A, lora_B, scaling, new_weight, spec, name)
-    count, total = counts.tolist(), sums.tolist()
-    stats = CrossingStats(
-        weights=weight.numel(),
-        histogram=tuple(count[len(COUNTS) :]),
-        **dict(zip(COUNTS, count, strict=False)),
-        **dict(zip(SUMS, total, strict=True)),
-    )
-    return QuantizedWeight(packed, scales, zeros, after if keep_merged else None, stats, spec, (rows, columns))
+    stats = None
+    if not weight.is_meta:
+        *count, non_finite_row, step_overflow_row = counts.tolist()
+        if max(non_finite_row, step_overflow_row) >= 0:
+            _explain(non_finite_row, weight, lora_A, lora_B, scaling, new_weight, spec, name)
+        stats = CrossingStats(
+            weights=weight.numel(),
+            histogram=tuple(count[len(COUNTS) :]),
+            **dict(zip(COUNTS, count, strict=False)),
+            **dict(zip(SUMS, sums.tolist(), strict=True)),
+        )
+    zeros = None if spec.symmetric else zeros
+    return QuantizedWeight(packed, scales, zeros, merged if keep_merged else None, stats, spec, tuple(weight.shape))
 
 
-def _explain(fault, weight, lora_A, lora_B, scaling, new_weight, spec, name):
-    """Raise what the reference would have raised, looking only at the row the kernel stopped at."""
+def _explain(non_finite_row, weight, lora_A, lora_B, scaling, new_weight, spec, name):
+    """Raise what the reference would have raised; a merge that overflows is looked for in its own row only."""
     _refuse_non_finite(name, weight=weight, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
-    row = max(fault["non_finite_row"], 0)
-    if fault["non_finite_row"] >= 0:
-        merged = merge_exact(weight[row : row + 1], lora_A, lora_B[row : row + 1], scaling)
-        _refuse_non_finite(name, first_row=row, merged=merged)
+    if non_finite_row >= 0:
+        row = slice(non_finite_row, non_finite_row + 1)
+        merged = merge_exact(weight[row], lora_A, lora_B[row], scaling)
+        _refuse_non_finite(name, first_row=non_finite_row, merged=merged)
     after = weight if new_weight is None else new_weight
     if lora_A is not None:
         after = merge_exact(weight, lora_A, lora_B, scaling)
     grid_of(weight, spec, name)
     grid_of(after, spec, name)
-    raise AssertionError(f"the kernel stopped at row {row}, where the reference finds nothing wrong: {fault}")
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    raise AssertionError("the kernel found NaN, Inf or an overflowing step where the reference finds nothing wrong")
 
 
 def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads):
