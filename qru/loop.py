@@ -49,24 +49,15 @@ def autocast(device: torch.device) -> torch.autocast:
 ROUNDED_TO = 32  # tokens; rows of a batch are padded to a multiple of it
 
 
-def order(documents: int, batch_size: int, step: int, seed: int, lengths: Sequence[int] | None = None) -> list[int]:
+def order(documents: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Indices of the documents of one step: each epoch a new permutation, the last short batch kept.
 
-    Args:
-        documents: how many there are.
-        batch_size, step, seed: the result is a function of its arguments alone, so a resumed run sees the same.
-        lengths: tokens of each document; if given, batches are made of documents that pad to the same width.
-
     Returns:
-        Up to ``batch_size`` indices under ``documents``.
+        Up to ``batch_size`` indices under ``documents``; a function of its arguments alone.
     """
     per_epoch = -(-documents // batch_size)
     epoch, within = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    shuffled = torch.randperm(documents, generator=generator).tolist()
-    if lengths is not None:
-        shuffled.sort(key=lambda i: -(-lengths[i] // ROUNDED_TO))  # stable: shuffled within a width
-        within = torch.randperm(per_epoch, generator=generator)[within].item()
+    shuffled = torch.randperm(documents, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
     return shuffled[within * batch_size : (within + 1) * batch_size]
 
 

@@ -7,6 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,7 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
     Returns:
         One record a config, in order.
     """
-    configs = [resolve(config) for config in configs]
-    for config in configs:
-        for name in config.quantizers:
-            load_quantizer(name)
+    configs = [_checked(resolve(config)) for config in configs]
     corpora = {(c.corpus, c.scale): load_corpus(c.corpus, scale=c.scale) for c in configs}
     jobs, folders = [], []
     for config in configs:
@@ -102,6 +100,15 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         side_by_side(_score_baseline, missing)
         side_by_side(_run, jobs)
     return [records.load_record(folder) for folder in folders]
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The config with quantizers under their exact names, each held against every layer it will meet."""
+    quantizers = [load_quantizer(name) for name in config.quantizers]
+    for name, shape in models.layer_shapes(config.scale).items():
+        for quantizer in quantizers:
+            quantizer.check(shape, name)
+    return replace(config, quantizers=tuple(quantizer.name for quantizer in quantizers))
 
 
 def _complete(folder: Path) -> Record | None:

@@ -30,6 +30,10 @@ class Quantizer(Protocol):
 
     name: str
 
+    def check(self, shape: tuple[int, int], layer: str) -> None:
+        """Raise ``ValueError`` if a layer of this shape (out, in) cannot be stored so; names layer and sizes."""
+        ...
+
     def __call__(self, weight: torch.Tensor, update: Update, layer: str) -> tuple[torch.Tensor, dict]:
         """Quantize one layer after its update.
 

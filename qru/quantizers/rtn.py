@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from qru.ops import QuantSpec, merge_quantize
+from qru.ops.grid import group_width
 from qru.quantizers import Update, families
 
 
@@ -20,6 +21,9 @@ class RoundToNearest:
     def __init__(self, name: str) -> None:
         self.spec = QuantSpec.parse(name)
         self.name = self.spec.name
+
+    def check(self, shape: tuple[int, int], layer: str) -> None:
+        group_width(shape, self.spec, layer)
 
     def __call__(self, weight: torch.Tensor, update: Update, layer: str) -> tuple[torch.Tensor, dict]:
         out = merge_quantize(

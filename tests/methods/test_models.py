@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from qru.defaults import resolve
 
 
 def test_rows_cut_long_documents_and_open_with_bos(tokenizer):
-    document = "The wolf of the north gate sang. " * 40
+    document = ("The wolf of the north gate sang. " * 40).rstrip()  # spaces at the very end are not kept
     rows = models.rows([document, "Short."], tokenizer, 64)
     assert all(row[0] == tokenizer.bos_token_id and 2 <= len(row) <= 64 for row in rows)
     assert tokenizer.decode(torch.cat([row[1:] for row in rows[:-1]])) == document
@@ -44,6 +45,14 @@ def test_a_half_saved_model_is_not_there(made, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         models.save(model, tokenizer, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_named(made, tmp_path):
+    shutil.copytree(made.target, tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"copy cannot be loaded.*Delete the folder"):
+        models.load(tmp_path / "copy")
 
 
 def test_lora_targets(made):

@@ -65,6 +65,7 @@ def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
         ({"corpus": "bookz"}, "books"),
         ({"quantizers": ("rtn-int5-g128",)}, "rtn-int5-g128|bits"),
         ({"lora_target": "mlp"}, "Did you mean 'lora_targets'"),
+        ({"quantizers": ("rtn-int4-g96",)}, r"layers\.0\.self_attn\.q_proj: group_size 96 does not divide"),
     ],
 )
 def test_bad_input_stops_before_any_work(parameters, message, monkeypatch):

@@ -162,15 +162,6 @@ def test_every_epoch_sees_every_document_once():
             assert sorted(seen) == list(range(documents))
 
 
-def test_batches_by_length_hold_every_document_once_and_pad_alike():
-    lengths = [30, 200, 31, 33, 190, 64, 32, 195]
-    for epoch in range(3):
-        batches = [loop.order(8, 2, epoch * 4 + step, seed=1, lengths=lengths) for step in range(4)]
-        assert sorted(i for batch in batches for i in batch) == list(range(8))
-    widths = [{-(-lengths[i] // loop.ROUNDED_TO) for i in batch} for batch in batches]
-    assert sum(len(width) for width in widths) <= 6  # 4 batches, at most two of them on a border between widths
-
-
 def test_padding_is_not_trained_on(made, tokenizer):
     """The loss of a padded batch is the token mean of its rows alone."""
     target, _ = models.load(made.target)

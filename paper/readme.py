@@ -1,0 +1,60 @@
+"""Put measured results into README.md, so that no number in it is typed by hand.
+
+    python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's, without per-example values
+    python paper/readme.py                             # rewrite README.md and its picture from the kept ones
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from qru import figures, records
+
+PAPER = Path(__file__).parent
+KEPT = PAPER / "records" / "readme"
+README = PAPER.parent / "README.md"
+
+
+def keep(folders: list[str]) -> None:
+    """Copy records, less what is only needed to bootstrap and plot them again."""
+    for number, folder in enumerate(folders):
+        value = records.read_json(Path(folder) / "record.json")
+        for by_precision in value["scores"].values():
+            for scores in by_precision.values():
+                for score in scores.values():
+                    per_example = score.pop("per_example")
+                    sides = per_example.values() if isinstance(per_example, dict) else [per_example]
+                    score["n"] = sum(map(len, sides))
+        records.write_json(KEPT / f"{number}.json", {k: v for k, v in value.items() if k != "history"})
+
+
+def block(name: str, text: str, page: str) -> str:
+    """``page`` with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    assert re.search(pattern, page, re.DOTALL), f"README.md has no block {name!r}"
+    return re.sub(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)
+
+
+def measured(timings: dict) -> str:
+    """The table of what was measured, from ``paper/records/timings.json``."""
+    rows = "\n".join(f"| {row['what']} | {row['measured']} |" for row in timings["rows"])
+    return f"Measured on {timings['hardware']}:\n\n| | |\n|---|---|\n{rows}"
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        keep(sys.argv[1:])
+    found = [records.load_record(file) for file in sorted(KEPT.glob("*.json"))]
+    page = README.read_text()
+    verdict = "\n".join("> " + line + "  " for record in found for line in record.extra["verdict"])
+    page = block("verdict", verdict, page)
+    page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
+    README.write_text(page)
+    figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
