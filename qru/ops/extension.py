@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
 
@@ -12,12 +13,21 @@ BUILD_COMMAND = (
 
 @functools.cache
 def extension():
-    """The module ``qru._C``, or None when it is not built or ``QRU_EXTENSION=off``."""
-    if os.environ.get("QRU_EXTENSION", "").lower() == "off":
+    """The module ``qru._C``, or None when it is not built.
+
+    ``QRU_EXTENSION=off`` leaves it out; ``QRU_EXTENSION=/path/to/_C.so`` takes another build, such as a sanitized one.
+    """
+    wanted = os.environ.get("QRU_EXTENSION", "")
+    if wanted.lower() == "off":
         return None
+    if wanted:
+        found = importlib.util.spec_from_file_location("qru._C", wanted)
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module
     try:
         return importlib.import_module("qru._C")
-    except ImportError:
+    except ModuleNotFoundError:
         return None
 
 
