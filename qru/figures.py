@@ -440,3 +440,47 @@ def update_sizes(frames: Mapping[str, pd.DataFrame]) -> Figure:
         ax.legend(loc="upper left")
         figure.tight_layout()
     return finished(figure)
+
+
+def recovery(*records: Record) -> Figure:
+    """Does memory rise from bf16 towards the target? A column a method, a row a metric, a line a model.
+
+    Args:
+        records: arms of any number of methods, of one corpus and scale.
+    """
+    by_method: dict[str, list[Record]] = {}
+    for record in records:
+        by_method.setdefault(record.config["method"], []).append(record)
+    arms = {m: labelled(*found) for m, found in by_method.items()}
+    lines = [label.removeprefix(f"{m} ") for m, found in arms.items() for label in found]
+    look = looks(["target", *dict.fromkeys(lines), "retrained"])
+    with drawing():
+        figure, axes = plt.subplots(
+            2, len(arms), figsize=(max(3.4, 1.85 * len(arms)), 3.9), squeeze=False, sharex=True, sharey=True
+        )
+        for column, (method, found) in zip(axes.T, arms.items(), strict=True):
+            frame = score_frame(found)
+            precisions = list(frame["precision"].unique())
+            models = list(frame["model"].unique())
+            for ax, metric in zip(column, ("verbmem", "knowmem"), strict=True):
+                for i, model in enumerate(models):
+                    rows = frame[(frame["model"] == model) & (frame["metric"] == metric)]
+                    x = np.arange(len(rows)) + 0.12 * (i - (len(models) - 1) / 2)
+                    y = rows["value"].to_numpy()
+                    error = np.abs(np.stack([y - rows["low"], rows["high"] - y]))
+                    ax.errorbar(
+                        x, y, yerr=error, capsize=1.5, elinewidth=0.7,
+                        **look[model.removeprefix(f"{method} ")] | {"linewidth": 1.2, "markersize": 3.5},
+                    )  # fmt: skip
+                ax.set_ylim(-4, 104)
+                ax.set_xticks(range(len(precisions)), [precision_label(p) for p in precisions], fontsize=7)
+                ax.tick_params(axis="x", rotation=60)
+                ax.tick_params(axis="y", labelsize=7)
+            column[0].set_title(method.upper().replace("_", "+"), fontsize=9)
+        for ax, metric in zip(axes[:, 0], ("verbmem", "knowmem"), strict=True):
+            ax.set_ylabel(f"{METRICS[metric].split()[0]} (%)", fontsize=8)
+        handles = [Line2D([], [], label=name, markersize=4, linewidth=1.2, **look[name])
+                   for name in look]  # fmt: skip
+        figure.legend(handles=handles, loc="lower center", ncols=2 if len(arms) == 1 else 4, fontsize=8)
+        figure.tight_layout(rect=(0, 0.12 if len(arms) == 1 else 0.07, 1, 1), w_pad=0.6)
+    return finished(figure)
