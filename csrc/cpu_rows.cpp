@@ -122,8 +122,8 @@ QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t 
 struct Vgrid {
   V step, reciprocal, low, high, zero;
 };
-QRU_INLINE Vgrid spread(const Grid& g) {
-  return {set1(g.step), set1(g.step > 0.0f ? 1.0f / g.step : 0.0f), set1(g.low), set1(g.high), set1(g.zero)};
+QRU_INLINE Vgrid spread(const Grid& g, float reciprocal) {
+  return {set1(g.step), set1(reciprocal), set1(g.low), set1(g.high), set1(g.zero)};
 }
 QRU_INLINE V clamped(V t, const Vgrid& g) { return smaller(larger(t, g.low), g.high); }
 
@@ -134,11 +134,13 @@ struct Codes {
 // Codes and sums of one group by vectors.
 //   kSameGrid: the merged weight's grid is the weight's own.
 //   kShort: weights and steps have so few significant bits that a quotient is either an exact tie or far from one.
-//   Snapping away the last five bits of w * (1 / s) then restores the tie and moves nothing else across one.
+//   Rounding w * (1 / s) to a multiple of 2^-13 then restores the tie and moves nothing else across one.
 template <int kType, bool kSymmetric, bool kSameGrid, bool kShort>
-QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, const float* merged, const Grid& grid0,
-                                 const Grid& grid1, float near_tie, Codes codes, double* sums, U& moved_out) {
-  const Vgrid g0 = spread(grid0), g1 = spread(grid1);
+QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, const float* merged,
+                                 const GroupWork& group, float near_tie, Codes codes, double* sums, U& moved_out) {
+  const Grid &grid0 = group.before, &grid1 = group.after;
+  const Vgrid g0 = spread(grid0, group.reciprocal_before), g1 = spread(grid1, group.reciprocal_after);
+  const V minus_step0 = set1(-grid0.step), snap = set1(kSnap), rounder_after_snap = set1(kRounderAfterSnap);
   const V rounder = set1(kRounder), none = set1(0.0f);
   U moved = moved_out;
   for (int64_t span = 0; span < width; span += kSpan) {
@@ -150,17 +152,20 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
     const auto step = [&](int n, V w, V m) __attribute__((always_inline)) {
       V t0 = w * g0.reciprocal, tf = m * g0.reciprocal;
       V t1 = kSameGrid ? tf : m * g1.reciprocal;
+      V y0, yf, y1;
       if constexpr (kShort) {
         // On its own grid a symmetric code cannot fall below qmin: |w / s| is at most the denominator.
-        t0 = smaller(snapped(t0), g0.high);
-        tf = clamped(snapped(tf), g0);
-        t1 = kSameGrid ? tf : smaller(snapped(t1), g1.high);
+        y0 = (smaller(t0, g0.high) + snap) + rounder_after_snap;
+        yf = (clamped(tf, g0) + snap) + rounder_after_snap;
+        y1 = kSameGrid ? yf : (smaller(t1, g1.high) + snap) + rounder_after_snap;
       } else {
         t0 = clamped(t0, g0);
         tf = clamped(tf, g0);
         t1 = kSameGrid ? tf : clamped(t1, g1);
+        y0 = t0 + rounder;
+        yf = tf + rounder;
+        y1 = kSameGrid ? yf : t1 + rounder;
       }
-      V y0 = t0 + rounder, yf = tf + rounder, y1 = kSameGrid ? yf : t1 + rounder;
       V n0 = y0 - rounder, n1 = y1 - rounder;
       if constexpr (!kShort) {
         V off = larger_magnitude(t0 - n0, tf - (yf - rounder));
@@ -186,7 +191,7 @@ QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, 
       }
       const V dw = m - w;
       // Short steps make both products exact, so fusing the second changes nothing.
-      V delta = kShort ? fma(n1, g1.step, none - n0 * g0.step) : n1 * g1.step - n0 * g0.step;
+      V delta = kShort ? fma(n1, g1.step, n0 * minus_step0) : n1 * g1.step - n0 * g0.step;
       if (!kSymmetric && n < kLane) delta = keep(delta, n);
       moved = count_nonzero(moved, dw);
       within = within + smaller(magnitude(dw), g0.step);
@@ -315,12 +320,13 @@ QRU_INLINE void note(int64_t& first_row, int64_t row) {
 }
 
 // Whether quotients of weights of this type by these steps are exact ties or clearly none. With w = A 2^a, s = B 2^b and
-// A, B of p bits, w / s misses a half-integer by 2^-(p+2) or more: for bfloat16 (p = 8) and codes of 8 bits, or float16
-// (p = 11) and codes of 4 bits, that is at least 2^-17 of its size. Snapping moves it by at most 2^-19 of its size.
+// A, B of p bits, w / s is a half-integer or misses the next one by 1 / (2 B) > 2^-(p+1) or by w / s * 2^-p, whichever is
+// less: at least 2^-13 for float16 (p = 11) wherever it could matter, more for bfloat16 (p = 8). The product by the
+// reciprocal is within 2^-15 of the quotient for codes of 8 bits; rounding to a multiple of 2^-13 moves it by 2^-14.
 template <int kType>
-QRU_INLINE bool is_short(const Grid& grid, int bits) {
+QRU_INLINE bool is_short(const Grid& grid) {
   if (kType == kBFloat16) return (bits_of(grid.step) & 0xffffu) == 0;
-  if (kType == kFloat16) return bits <= 4 && (bits_of(grid.step) & 0x1fffu) == 0;
+  if (kType == kFloat16) return (bits_of(grid.step) & 0x1fffu) == 0;
   return false;
 }
 
@@ -354,10 +360,11 @@ QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0,
       totals.counts[3] += g.before.step != g.after.step;
       totals.counts[4] += g.before.step == 0.0f;
     }
-    const int bits = p.rule.bits;
+    g.reciprocal_before = g.before.step > 0.0f ? 1.0f / g.before.step : 0.0f;
+    g.reciprocal_after = g.after.step > 0.0f ? 1.0f / g.after.step : 0.0f;
     if (!is_usual(g.before.step) || !is_usual(g.after.step)) {
       g.path = kDivisionPath;
-    } else if (kSymmetric && exact_steps && is_short<kType>(g.before, bits) && is_short<kType>(g.after, bits)) {
+    } else if (kSymmetric && exact_steps && is_short<kType>(g.before) && is_short<kType>(g.after)) {
       g.path = kShortPath;
     } else {
       g.path = kReciprocalPath;
@@ -370,8 +377,7 @@ QRU_INLINE void quantize_by(const GroupWork& g, const void* weight, int64_t at, 
                             float near_tie, Codes codes, double* sums, U& moved, int64_t& moved_unusual) {
   const bool same = g.before.step == g.after.step && g.before.zero == g.after.zero;
 #define QRU_QUANTIZE(same_grid, is_short) \
-  quantize_group<kType, kSymmetric, same_grid, is_short>(weight, at, width, merged, g.before, g.after, near_tie, codes, \
-                                                         sums, moved)
+  quantize_group<kType, kSymmetric, same_grid, is_short>(weight, at, width, merged, g, near_tie, codes, sums, moved)
   if (g.path == kSkipPath) return;
   if (g.path == kDivisionPath) {
     quantize_unusual<kType>(weight, at, width, merged, g.before, g.after, codes, sums, moved_unusual);

@@ -45,6 +45,7 @@ enum GroupPath : int { kShortPath, kReciprocalPath, kDivisionPath, kSkipPath };
 struct GroupWork {
   GroupRange before_range, after_range;
   Grid before, after;
+  float reciprocal_before, reciprocal_after;  // of the steps; 0 for a step of 0
   GroupPath path;
 };
 

@@ -15,6 +15,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace qru {
 namespace {
@@ -58,6 +61,19 @@ int64_t panel_columns(const MergeQuantizeParams& p) {
   // A panel is whole groups and whole packed words; a row whose groups are neither is one panel.
   if (p.group % kLane != 0 || p.group >= kPanelColumns) return p.group % kLane != 0 ? p.columns : p.group;
   return kPanelColumns / p.group * p.group;
+}
+
+// Fresh output memory costs a page fault every 4 KiB, a tenth of the run time of a large matrix; ask for large pages.
+// Advice only: where it is refused nothing changes.
+void advise_large_pages(void* p, int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kLarge = uintptr_t{1} << 21;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(p) + kLarge - 1) / kLarge * kLarge;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)) / kLarge * kLarge;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
 }
 
 using Rows = void (*)(const RowTask&, int64_t, int64_t, const RowScratch&, RowTotals&);
@@ -179,6 +195,9 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
     }
     if (unusable) return {0, -1, 0};
   }
+
+  advise_large_pages(p.packed, p.rows * p.packed_stride);
+  if (p.merged != nullptr) advise_large_pages(p.merged, p.rows * p.columns * (p.weight_dtype == kFloat32 ? 4 : 2));
 
   RowTotals totals;
   if (p.per_tensor) {

@@ -39,6 +39,7 @@ constexpr int kBStride = kTileRows + 4;  // keeps 16-byte alignment, spreads the
 constexpr int kStagedBytes = kTileRows * kTileColumns * 4;
 static_assert((kChunk * kTileColumns + kChunk * kBStride) * 4 <= kStagedBytes, "chunks and products share memory");
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+constexpr float kSnap = 1536.0f;         // 1.5 * 2^10: rounds |x| < 2^9 to a multiple of 2^-13
 constexpr int kRounderBits = 0x4b400000;
 constexpr float kSmallStep = 8.6736174e-19f;  // 2^-60
 constexpr float kLargeStep = 1.1529215e18f;   // 2^60
@@ -118,7 +119,7 @@ __device__ __forceinline__ Grids grids_of(const Grid& before, const Grid& after,
   Grids g{before, after, 0.0f, 0.0f, kReciprocal};
   if (before.step > 0.0f) g.reciprocal_before = __frcp_rn(before.step);
   if (after.step > 0.0f) g.reciprocal_after = __frcp_rn(after.step);
-  const uint32_t tail = dtype == kBFloat16 ? 0xffffu : dtype == kFloat16 && rule.bits <= 4 ? 0x1fffu : 0xffffffffu;
+  const uint32_t tail = dtype == kBFloat16 ? 0xffffu : 0x1fffu;
   if (!is_usual(before.step) || !is_usual(after.step)) {
     g.path = kDivision;
   } else if (rule.symmetric && dtype != kFloat32 && ((bits_of(before.step) | bits_of(after.step)) & tail) == 0) {
@@ -134,9 +135,8 @@ __device__ __noinline__ float level_by_division(float w, float step, float low, 
 
 __device__ __forceinline__ float level_by(float w, const Grid& grid, float reciprocal, int path, float near_tie) {
   if (path == kDivision) return level_by_division(w, grid.step, grid.low, grid.high);
-  float t = __fmul_rn(w, reciprocal);
-  if (path == kShort) t = float_of((bits_of(t) + 16u) & ~31u);
-  t = fminf(fmaxf(t, grid.low), grid.high);
+  const float t = fminf(fmaxf(__fmul_rn(w, reciprocal), grid.low), grid.high);
+  if (path == kShort) return __fsub_rn(__fadd_rn(__fadd_rn(t, kSnap), kRounder - kSnap), kRounder);
   const float n = __fsub_rn(__fadd_rn(t, kRounder), kRounder);
   if (path == kReciprocal && fabsf(__fsub_rn(t, n)) > near_tie) {
     return level_by_division(w, grid.step, grid.low, grid.high);

@@ -21,6 +21,9 @@ namespace {
 
 // 1.5 * 2^23. Adding it to |x| < 2^22 rounds x half to even and leaves the integer in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;
+// The same in two steps for |x| < 2^9: to a multiple of 2^-13 first, then to an integer.
+constexpr float kSnap = 1536.0f;                    // 1.5 * 2^10
+constexpr float kRounderAfterSnap = 12581376.0f;    // kRounder - kSnap
 
 #if defined(QRU_ISA_AVX512)
 
@@ -45,11 +48,6 @@ QRU_INLINE V larger(V a, V b) { return {_mm512_max_ps(a.x, b.x)}; }
 QRU_INLINE V magnitude(V a) { return {_mm512_abs_ps(a.x)}; }
 // The larger magnitude of the two, as a magnitude.
 QRU_INLINE V larger_magnitude(V a, V b) { return {_mm512_range_ps(a.x, b.x, 0xb)}; }
-// Rounded to 19 significant bits; ties away from zero.
-QRU_INLINE V snapped(V a) {
-  const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(a.x), _mm512_set1_epi32(16));
-  return {_mm512_castsi512_ps(_mm512_and_si512(sum, _mm512_set1_epi32(~31)))};
-}
 QRU_INLINE bool any_above(V a, V b) { return _mm512_cmp_ps_mask(a.x, b.x, _CMP_GT_OQ) != 0; }
 QRU_INLINE void store_low_bytes(int8_t* p, V a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a.x)));
@@ -160,11 +158,6 @@ QRU_INLINE V magnitude(V a) {
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
 QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
-QRU_INLINE __m256 snapped_half(__m256 a) {
-  const __m256i sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(16));
-  return _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(~31)));
-}
-QRU_INLINE V snapped(V a) { return {snapped_half(a.lo), snapped_half(a.hi)}; }
 QRU_INLINE bool any_above(V a, V b) {
   const __m256 above =
       _mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
@@ -347,7 +340,6 @@ QRU_INLINE V from_bits(Bits b) {
 }
 QRU_INLINE V magnitude(V a) { return from_bits(bits_in(a) & ~kSignBit); }
 QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
-QRU_INLINE V snapped(V a) { return from_bits((bits_in(a) + 16u) & ~31u); }
 QRU_NOINLINE bool any_above(V a, V b) {
   const auto above = a.x > b.x;
   int any = 0;
