@@ -285,7 +285,7 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
             with threads(BASE_THREADS):
                 _pretrain(corpus, scale, base)
         missing = [(stage, base, texts[stage], scale, tuned[stage]) for stage in tuned if not tuned[stage].is_dir()]
-        side_by_side(_tune, missing)
+        side_by_side(_tune, missing, short=scale == "smoke")
     return Checkpoints(tuned["target"], tuned["retrained"], base)
 
 

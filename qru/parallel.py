@@ -8,8 +8,11 @@ many cores a machine has.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -33,21 +36,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+def _start_worker(parent: int) -> None:
+    torch.set_num_threads(1)
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the parent was killed: nobody will read the result, and its successor wants the locks
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+@functools.cache
+def _pool() -> ProcessPoolExecutor:
+    """Workers stay for the life of this process: starting one costs seconds of imports."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process whose threads have run may hang
+    return ProcessPoolExecutor(cores(), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+
+
+def side_by_side(job: Callable[..., Any], arguments: Sequence[tuple], short: bool = False) -> list[Any]:
     """Call ``job`` once for each tuple of arguments, as many at a time as there are cores, one thread each.
 
     Args:
         job: a function of a module (it is named, not sent, to the other processes).
         arguments: one tuple a call; they and the results are pickled.
+        short: the jobs take less time than starting a process; they run one after another in this one.
 
     Returns:
         The results in the order of ``arguments``. The first error is raised once all have ended.
     """
-    workers = min(len(arguments), cores())
-    if workers <= 1 or torch.cuda.is_available():  # one GPU is one queue
+    if short or min(len(arguments), cores()) <= 1 or torch.cuda.is_available():  # one GPU is one queue
         with threads(1):
             return [job(*values) for values in arguments]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(job, *values) for values in arguments]
-        return [future.result() for future in futures]
+    futures = [_pool().submit(job, *values) for values in arguments]
+    return [future.result() for future in futures]

@@ -97,8 +97,9 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         missing = [job for job in baselines.values() if not _baseline_file(*job).is_file()]
         for corpus, made in {id(job[1]): (job[1], job[3]) for job in missing}.values():
             _privleak_reference(made, corpus)  # first, since every other score is measured against it
-        side_by_side(_score_baseline, missing)
-        side_by_side(_run, jobs)
+        short = all(config.scale == "smoke" for config in configs)
+        side_by_side(_score_baseline, missing, short)
+        side_by_side(_run, jobs, short)
     return [records.load_record(folder) for folder in folders]
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from qru import pipeline
+from qru import parallel, pipeline
 from qru.config import RunConfig
 
 FAST = {"scale": "smoke", "quantizers": ("rtn-int4-g128", "rtn-int3-g64")}
@@ -105,7 +105,13 @@ def test_a_killed_process_ends_in_the_same_scores(made, tmp_path):
     assert resumed.crossings == whole.crossings
 
 
-def test_several_runs_side_by_side(made):
+def test_jobs_side_by_side_keep_their_order_and_raise():
+    assert parallel.side_by_side(divmod, [(7, 2), (9, 4), (5, 5)]) == [(3, 1), (2, 1), (1, 0)]
+    with pytest.raises(ZeroDivisionError):
+        parallel.side_by_side(divmod, [(1, 1), (1, 0)])
+
+
+def test_several_runs_in_one_call(made):
     common = {"method": "ga_gdr", "learning_rate": 1e-3, "epochs": 1} | FAST
     configs = [RunConfig(adapter=adapter, **common) for adapter in ("full", "lora")]
     records = pipeline.run_all(configs)
