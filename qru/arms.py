@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +48,15 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
     configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once
-    clear_output()  # progress has been shown, here and on the terminal; what stays in the notebook is the result
+    tidy()
     return found
+
+
+def tidy() -> None:
+    """Take progress out of the notebook's cell once it has been shown there and on the terminal."""
+    time.sleep(0.3)  # the kernel copies what the terminal got through a pipe, which must have run dry
+    sys.stderr.flush()
+    clear_output()
 
 
 def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]:
@@ -61,13 +70,16 @@ def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]
     return run_arms(**parameters)
 
 
-def announce(*found: Record) -> None:
-    """Verdict and place of each record, to the terminal (papermill keeps a notebook's own output in the notebook)."""
+def announce(*found: Record) -> Markdown:
+    """Say verdict and place of each record on the terminal, where papermill sends no output of the notebook itself.
+
+    Returns:
+        The places, for the notebook.
+    """
     for record in found:
-        records.say("")
-        for sentence in record.extra["verdict"]:
-            records.say(sentence)
-        records.say(f"record: {record.path}")
+        records.say("\n".join(["", *record.extra["verdict"], f"record: {record.path}"]))
+    tidy()
+    return Markdown("\n".join(f"- `{record.path}`" for record in found))
 
 
 def verdict(*found: Record) -> Markdown:
