@@ -57,7 +57,7 @@ def example(shape: tuple[int, int], rank: int, device: str = "cpu") -> tuple[tor
 
 
 def verify(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor) -> None:
-    """Raise unless kernel and eager pipeline agree, up to merges that round differently when summed in another order."""
+    """Raise unless kernel and eager pipeline agree, up to merges that round otherwise when summed in another order."""
     ours = merge_quantize(weight, lora_A, lora_B)
     crossed, changed, packed = eager_pipeline(weight, lora_A, lora_B)
     low, high = (packed & 15).to(torch.int8), (packed >> 4).to(torch.int8)
