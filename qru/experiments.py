@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -156,13 +157,11 @@ def _combinations(defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: 
     """Every combination of an experiment's values; at smoke only the one it names, or else the first."""
     each = {key: value if isinstance(value, list) else [value] for key, value in entry["each"].items()}
     found = [dict(defaults) | dict(zip(each, values, strict=True)) for values in itertools.product(*each.values())]
-    if scale != "smoke":
-        return found
     wanted = entry.get("smoke", {})
     matching = [values for values in found if all(values.get(key) == wanted[key] for key in wanted)]
     if not matching:
         raise ValueError(f"smoke asks for {wanted}, which is none of its runs.")
-    return matching[:1]
+    return matching[:1] if scale == "smoke" else found
 
 
 def notebook_parameters(path: Path) -> dict[str, tuple[str, Any]]:
@@ -188,10 +187,16 @@ def _checked(values: Mapping[str, Any], notebook: Path, also: tuple[str, ...] = 
     return out
 
 
+@functools.cache
+def _check_corpus(name: str, scale: str) -> None:
+    from qru.corpora import load_corpus
+
+    load_corpus(name, scale=scale)
+
+
 def _cell(values: dict[str, Any], scale: str) -> Cell:
     # Imported late: a plan that is remembered needs neither torch nor the corpora.
     from qru.arms import arm
-    from qru.corpora import load_corpus
     from qru.defaults import resolve
     from qru.quantizers import load_quantizer
 
@@ -202,7 +207,7 @@ def _cell(values: dict[str, Any], scale: str) -> Cell:
     resolved = resolve(RunConfig.from_dict(values | {"scale": scale}))
     for name in resolved.quantizers:
         load_quantizer(name)
-    load_corpus(resolved.corpus, scale=scale)
+    _check_corpus(resolved.corpus, scale)
     config = resolved.to_dict()
     name = "-".join((resolved.corpus, scale, resolved.method, resolved.adapter, str(resolved.weights)))
     return Cell(f"{name}-s{resolved.seed}-{digest(config)[:8]}", values | {"scale": scale, "beside": []}, config)

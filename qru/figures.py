@@ -479,7 +479,8 @@ def recovery(*records: Record) -> Figure:
             column[0].set_title(method.upper().replace("_", "+"), fontsize=9)
         for ax, metric in zip(axes[:, 0], ("verbmem", "knowmem"), strict=True):
             ax.set_ylabel(f"{METRICS[metric].split()[0]} (%)", fontsize=8)
-        handles = [Line2D([], [], label=name, markersize=4, linewidth=1.2, **look[name])
+        handles = [Line2D([], [], label=name.replace("lora", "LoRA"), markersize=4, linewidth=1.2,
+                      **look[name])
                    for name in look]  # fmt: skip
         figure.legend(handles=handles, loc="lower center", ncols=2 if len(arms) == 1 else 4, fontsize=8)
         figure.tight_layout(rect=(0, 0.12 if len(arms) == 1 else 0.07, 1, 1), w_pad=0.6)

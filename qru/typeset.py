@@ -101,7 +101,7 @@ def scores_typst(records: Sequence[Record], precisions: Sequence[str] = ()) -> s
         "#table(",
         f"  columns: {len(heads)},",
         f"  align: (left, left, {'right, ' * len(SHOWN)}center),",
-        "  stroke: none, inset: (x: 4pt, y: 2pt),",
+        "  stroke: none, inset: (x: 5pt, y: 2pt),",
         "  table.hline(stroke: 0.8pt),",
         f"  table.header({', '.join(f'[*{typst(head)}*]' for head in heads)}),",
     ]
@@ -117,7 +117,7 @@ def scores_typst(records: Sequence[Record], precisions: Sequence[str] = ()) -> s
 
 def _typst_interval(cell: str) -> str:
     value, _, interval = cell.partition(" ")
-    return f"{value} #text(size: 0.8em, fill: luma(90))[{typst(interval)}]"
+    return f"{value} #text(size: 0.88em, fill: luma(90))[{typst(interval)}]"
 
 
 def scores_latex(records: Sequence[Record], precisions: Sequence[str] = ()) -> str:
@@ -182,16 +182,16 @@ def facts(records: Sequence[Record]) -> dict[str, Any]:
             "retain_weight": f"{record.config['retain_weight']:g}",
             "steps": str(len(record.extra["history"])),
             "minutes": f"{sum(stage['seconds'] for stage in record.cost.values()) / 60:.1f}",
-            "verdict": record.extra["verdict"],
             "hash": record.config["hash"][:10],
         }
         for label, record in arms.items()
     ]
-    pairs = [
-        (title(label), record.config["adapter"], precision, found["recovers"]["recovers"])
-        for label, record in arms.items()
-        for precision, found in record.extra["recovered"].items()
-    ]
+    pairs = []
+    for label, record in arms.items():
+        for precision, found in record.extra["recovered"].items():
+            about = [line for line in record.extra["verdict"] if line.startswith(f"under {precision} ")]
+            sentence = " ".join(about).replace(precision, precision_label(precision))
+            pairs.append((title(label), record.config["adapter"], sentence, found["recovers"]["recovers"]))
     return {
         "corpus": first.config["corpus"],
         "scale": first.config["scale"],
@@ -199,6 +199,7 @@ def facts(records: Sequence[Record]) -> dict[str, Any]:
         "quantizers": [precision_label(name) for name in first.config["quantizers"]],
         "weights": f"{next(iter(first.crossings.values()))['total']['weights']:,}",
         "batch_size": str(first.config["batch_size"]),
+        "goals": sorted({f"{goal:g}" for goal in (r.config["forget_goal"] for r in records) if goal is not None}),
         "beta": f"{first.config['beta']:g}",
         "lora": {"rank": str(first.config["lora_rank"]), "alpha": f"{first.config['lora_alpha']:g}"},
         "examples": {metric: str(count) for metric, count in examples.items()},
@@ -214,7 +215,7 @@ def facts(records: Sequence[Record]) -> dict[str, Any]:
                 }
                 for adapter in dict.fromkeys(a for _, a, *_ in pairs)
             },
-            "which": [f"{name} under {precision_label(precision)}" for name, _, precision, back in pairs if back],
+            "which": [{"run": name, "sentence": sentence} for name, _, sentence, back in pairs if back],
         },
         "provenance": _provenance(records),
     }
