@@ -45,6 +45,8 @@ def merge_quantize_op(
         FAULTS), sums float64 (SUMS).
     """
     grid = QuantSpec.parse(spec)
+    if weight.device.type == "cuda":
+        weight, new_weight = _aligned(weight), _aligned(new_weight)
     packed, scales, zeros, after, counts, sums = _outputs(weight, grid, merged)
     columns = weight.shape[1]
     per_tensor = grid.group_size == "tensor"
@@ -137,6 +139,11 @@ def _launch_cuda(problem, weight, lora_A, merged, packed, counts):
             stream=torch.cuda.current_stream().cuda_stream,
         )
         del partials, ranges, unpacked, between
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy where a view starts off the 16 bytes that vector loads need."""
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -6,12 +6,9 @@ import torch
 from qru.ops import QuantSpec, build_info, merge_quantize
 from tests.ops.matrices import DTYPES, KINDS, near, weights
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() and build_info().get("cuda", False)), reason="no GPU, or no CUDA in the build"
-    ),
-]
+pytestmark = pytest.mark.gpu
+if not (torch.cuda.is_available() and build_info().get("cuda", False)):
+    pytest.skip("no GPU, or no CUDA in the build", allow_module_level=True)
 
 SPECS = [
     QuantSpec(),
