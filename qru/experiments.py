@@ -101,7 +101,7 @@ def _plan(path: Path, scale: str) -> Plan:
     for name, entry in declared["experiments"].items():
         where = f"{path}:{lines['experiments', name]}: experiment {name!r}"
         try:
-            found = [_cell(values, scale) for values in _combinations(declared["defaults"], entry, scale)]
+            found = _cells(declared["defaults"], entry, scale)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
         cells |= {cell.name: cell for cell in found}
@@ -153,15 +153,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], int]]:
     return declared, lines
 
 
-def _combinations(defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: str) -> list[dict[str, Any]]:
-    """Every combination of an experiment's values; at smoke only the one it names, or else the first."""
+def _cells(defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: str) -> list[Cell]:
+    """Every combination of an experiment's values, all of them checked; at smoke one, that it names or the first."""
     each = {key: value if isinstance(value, list) else [value] for key, value in entry["each"].items()}
-    found = [dict(defaults) | dict(zip(each, values, strict=True)) for values in itertools.product(*each.values())]
+    values = [dict(defaults) | dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*each.values())]
+    cells = [_cell(one, scale) for one in values]
     wanted = entry.get("smoke", {})
-    matching = [values for values in found if all(values.get(key) == wanted[key] for key in wanted)]
+    matching = [
+        cell for one, cell in zip(values, cells, strict=True) if all(one.get(key) == wanted[key] for key in wanted)
+    ]
     if not matching:
         raise ValueError(f"smoke asks for {wanted}, which is none of its runs.")
-    return matching[:1] if scale == "smoke" else found
+    return matching[:1] if scale == "smoke" else cells
 
 
 def notebook_parameters(path: Path) -> dict[str, tuple[str, Any]]:

@@ -40,9 +40,9 @@ def folder(tmp_path):
 def test_the_graph(folder, qru_home):
     paper = folder / "paper"
     declared = (paper / "experiments.yaml").read_text()
-    (paper / "experiments.yaml").write_text(declared.replace("method: npo_gdr", "method: npo_gdl"))
+    (paper / "experiments.yaml").write_text(declared.replace("[ga_gdr,", "[ga_gdl,"))
     said = snakemake(folder, qru_home)
-    assert "experiment 'arms'" in said
+    assert "experiment 'arms': unknown method 'ga_gdl'" in said
     assert said.endswith("exit 1")
     assert sorted(path.name for path in paper.iterdir() if path.is_dir()) == ["profiles"], "something ran"
 
