@@ -130,7 +130,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_quantize_cpu", &run_cpu, py::arg("problem"), py::arg("threads"), py::arg("isa"));
 #ifdef QRU_BUILT_CUDA
   m.def("plan_cuda", &plan_cuda, py::arg("problem"));
-  m.def("merge_quantize_cuda", &run_cuda, py::arg("problem"), py::arg("partials"), py::arg("faults"),
-        py::arg("range"), py::arg("codes"), py::arg("stream"));
+  m.def("merge_quantize_cuda", &run_cuda, py::arg("problem"), py::arg("partials"), py::arg("faults"), py::arg("range"),
+        py::arg("codes"), py::arg("stream"));
 #endif
 }

@@ -10,6 +10,7 @@
 // only when a lane is that near to a tie is the vector divided. That keeps division's results at the price of
 // multiplication.
 #include "cpu_rows.h"
+
 #include "simd.h"
 
 #if defined(QRU_ISA_AVX512)
@@ -43,7 +44,7 @@ QRU_INLINE bool is_usual(float step) { return step == 0.0f || (step >= kSmallSte
 // out[i][j] = sum_k b[i][k] * a[k][j], k ascending, one FMA each; 6 rows by kTileVectors * 16 columns.
 template <int kVectors>
 QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* const* b, int64_t rank, float* out,
-                             int64_t out_stride) {
+                               int64_t out_stride) {
   V acc[kTileRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i)
@@ -68,8 +69,8 @@ QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* co
 
 // Merged weights of one group: read as the product tile left them (or from new_weight), written back to `merged`.
 template <int kType, bool kSymmetric>
-QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged, GroupRange& before,
-                              GroupRange& after) {
+QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged,
+                              GroupRange& before, GroupRange& after) {
   U top_before = zero_bits(), top_after = zero_bits();
   V low_before = set1(0.0f), high_before = low_before, low_after = low_before, high_after = low_before;
   const V scaling = set1(p.scaling);
@@ -253,7 +254,7 @@ QRU_NOINLINE void quantize_unusual(const void* weight, int64_t at, int64_t width
 }
 
 QRU_NOINLINE void count_codes(const int8_t* before, const int8_t* frozen, const int8_t* after, int64_t n,
-                            RowTotals& totals) {
+                              RowTotals& totals) {
   int64_t crossed = 0, changed = 0, jumps[4] = {0, 0, 0, 0}, j = 0;
   int64_t* histogram = totals.counts + kCounts;
 #if defined(QRU_ISA_AVX512)
@@ -319,10 +320,11 @@ QRU_INLINE void note(int64_t& first_row, int64_t row) {
   if (first_row < 0 || row < first_row) first_row = row;
 }
 
-// Whether quotients of weights of this type by these steps are exact ties or clearly none. With w = A 2^a, s = B 2^b and
-// A, B of p bits, w / s is a half-integer or misses the next one by 1 / (2 B) > 2^-(p+1) or by w / s * 2^-p, whichever is
-// less: at least 2^-13 for float16 (p = 11) wherever it could matter, more for bfloat16 (p = 8). The product by the
-// reciprocal is within 2^-15 of the quotient for codes of 8 bits; rounding to a multiple of 2^-13 moves it by 2^-14.
+// Whether quotients of weights of this type by these steps are exact ties or clearly none. With w = A 2^a, s = B 2^b
+// and A, B of p bits, w / s is a half-integer or misses the next one by 1 / (2 B) > 2^-(p+1) or by w / s * 2^-p,
+// whichever is less: at least 2^-13 for float16 (p = 11) wherever it could matter, more for bfloat16 (p = 8). The
+// product by the reciprocal is within 2^-15 of the quotient for codes of 8 bits; rounding to a multiple of 2^-13 moves
+// it by 2^-14.
 template <int kType>
 QRU_INLINE bool is_short(const Grid& grid) {
   if (kType == kBFloat16) return (bits_of(grid.step) & 0xffffu) == 0;
@@ -409,10 +411,15 @@ QRU_NOINLINE void pack_row(const MergeQuantizeParams& p, int64_t row, int64_t co
   const int64_t offset = column0 * stored_bits / 8;
   const int64_t bytes = last ? p.packed_stride - offset : columns * stored_bits / 8;
   switch (p.rule.bits) {
-    case 2: return pack_codes<2>(codes, columns, out + offset, bytes);
-    case 3: memcpy(out + offset, codes, static_cast<size_t>(columns)); return;
-    case 4: return pack_codes<4>(codes, columns, out + offset, bytes);
-    default: return pack_codes<8>(codes, columns, out + offset, bytes);
+    case 2:
+      return pack_codes<2>(codes, columns, out + offset, bytes);
+    case 3:
+      memcpy(out + offset, codes, static_cast<size_t>(columns));
+      return;
+    case 4:
+      return pack_codes<4>(codes, columns, out + offset, bytes);
+    default:
+      return pack_codes<8>(codes, columns, out + offset, bytes);
   }
 }
 
@@ -432,9 +439,9 @@ QRU_INLINE void prefetch_row(const MergeQuantizeParams& p, const NextTile& next,
   }
 }
 
-// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.merged. All
-// merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal are
-// a chain of some hundred cycles, which only other groups can hide.
+// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.merged.
+// All merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal
+// are a chain of some hundred cycles, which only other groups can hide.
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, int64_t column0, int64_t columns,
                               const NextTile& next, const RowScratch& scratch, RowTotals& totals) {
@@ -519,9 +526,12 @@ static void rows_of(const RowTask& task, int64_t begin, int64_t end, const RowSc
 
 void QRU_ROWS(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
   switch (task.params->weight_dtype) {
-    case kFloat32: return rows_of<kFloat32>(task, begin, end, scratch, totals);
-    case kBFloat16: return rows_of<kBFloat16>(task, begin, end, scratch, totals);
-    default: return rows_of<kFloat16>(task, begin, end, scratch, totals);
+    case kFloat32:
+      return rows_of<kFloat32>(task, begin, end, scratch, totals);
+    case kBFloat16:
+      return rows_of<kBFloat16>(task, begin, end, scratch, totals);
+    default:
+      return rows_of<kFloat16>(task, begin, end, scratch, totals);
   }
 }
 

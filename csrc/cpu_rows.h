@@ -29,7 +29,7 @@ struct RowTask {
   int64_t panel_pad;      // a multiple of kPanelStep
   Grid tensor_before;     // one grid per matrix: set for the second pass
   Grid tensor_after;
-  RowRange* ranges;       // non-null: only merge and measure
+  RowRange* ranges;  // non-null: only merge and measure
   double (*row_sums)[kSums];
 };
 
@@ -50,8 +50,8 @@ struct GroupWork {
 };
 
 struct RowScratch {
-  float* merged;     // kTileRows * panel_pad, and a vector more
-  int8_t* codes[3];  // panel_pad + 64 each: before, after on the frozen grid, after
+  float* merged;      // kTileRows * panel_pad, and a vector more
+  int8_t* codes[3];   // panel_pad + 64 each: before, after on the frozen grid, after
   GroupWork* groups;  // kTileRows * groups of a panel
 };
 

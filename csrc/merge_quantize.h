@@ -11,11 +11,11 @@ constexpr int kCounts = 5;  // crossed, changed, moved, steps_moved, zero_groups
 constexpr int kSums = 4;    // predicted, sum_dw2, sum_q_dw, sum_q2
 
 struct MergeQuantizeParams {
-  int64_t rows;      // out
-  int64_t columns;   // in
-  int64_t rank;      // 0 without an adapter
-  int64_t group;     // weights that share a step; `columns` when per_tensor
-  int per_tensor;    // one grid for the whole matrix
+  int64_t rows;     // out
+  int64_t columns;  // in
+  int64_t rank;     // 0 without an adapter
+  int64_t group;    // weights that share a step; `columns` when per_tensor
+  int per_tensor;   // one grid for the whole matrix
   GridRule rule;
   float scaling;
   int weight_dtype;  // of weight, new_weight and merged
@@ -38,8 +38,8 @@ struct MergeQuantizeParams {
 
 // Where a launcher met something that has no answer; the first by row. -1: nowhere.
 struct MergeQuantizeFault {
-  int64_t non_finite_row;      // NaN or Inf in the inputs or in the merged weight
-  int64_t step_overflow_row;   // a step that scale_dtype cannot hold
+  int64_t non_finite_row;     // NaN or Inf in the inputs or in the merged weight
+  int64_t step_overflow_row;  // a step that scale_dtype cannot hold
   int out_of_memory;
 };
 

@@ -161,7 +161,7 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
   Buffer a_buffer, b_buffer, sums_buffer, ranges_buffer;
   double* sums = sums_buffer.get<double>(p.rows * kSums);
   if (sums == nullptr) return {-1, -1, 1};
-  task.row_sums = reinterpret_cast<double(*)[kSums]>(sums);
+  task.row_sums = reinterpret_cast<double (*)[kSums]>(sums);
 
   if (p.rank > 0) {
     const int64_t panels = (p.columns + task.panel - 1) / task.panel;

@@ -8,7 +8,8 @@
 //     then row by row: weight (one 16-byte load a lane, prefetched to L2 at the start) -> merge -> range over the
 //     group's lanes by shuffles -> three codes a weight -> one packed word a lane (4 bits)
 //   weight read once, codes and scales written once; integer counts by atomics (order cannot show), float sums per lane
-//   in float32 within a row's piece of a group, in float64 beyond, block partials added in block order by a last kernel.
+//   in float32 within a row's piece of a group, in float64 beyond, block partials added in block order by a last
+//   kernel.
 //
 // Any other shape takes four plain kernels with the merged weight and the codes in memory between them.
 //
@@ -16,10 +17,10 @@
 //   bytes        2 (weight) + 0.5 (codes) + 4/128 (scales)                                   = 2.53
 //   FMA          r
 //   issue slots  r (FMA) + r/16 (shared loads) + E, where E is the epilogue
-// A streaming multiprocessor issues 4 warp instructions a cycle, one of 32 weights each, FMA among them. With E near 100
-// issue slots bind at every rank: bandwidth would bind only below about 18 slots a weight on an H200 (4.8 TB/s, 132
-// multiprocessors at 1.98 GHz: 33.4e12 slots/s against 1.9e12 weights/s). E is counted from SASS in the notebook's
-// record, not here; nothing in this file has been timed on a GPU yet.
+// A streaming multiprocessor issues 4 warp instructions a cycle, one of 32 weights each, FMA among them. With E near
+// 100 issue slots bind at every rank: bandwidth would bind only below about 18 slots a weight on an H200 (4.8 TB/s, 132
+// multiprocessors at 1.98 GHz: 33.4e12 slots/s against 1.9e12 weights/s). That E is an estimate from the source; it is
+// not counted from SASS, and nothing in this file has been run or timed on a GPU yet.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -34,7 +35,7 @@ constexpr int kPerLane = 8;
 constexpr int kTileColumns = 32 * kPerLane;
 constexpr int kRowsPerWarp = 8;
 constexpr int kTileRows = kWarps * kRowsPerWarp;
-constexpr int kChunk = 32;            // ranks staged at a time
+constexpr int kChunk = 32;               // ranks staged at a time
 constexpr int kBStride = kTileRows + 4;  // keeps 16-byte alignment, spreads the stores over banks
 constexpr int kStagedBytes = kTileRows * kTileColumns * 4;
 static_assert((kChunk * kTileColumns + kChunk * kBStride) * 4 <= kStagedBytes, "chunks and products share memory");
@@ -232,7 +233,7 @@ template <int kType, bool kSymmetric>
 __global__ void __launch_bounds__(kThreads, 2) fused(const MergeQuantizeParams p, const CudaScratch scratch) {
   extern __shared__ __align__(16) float staged[];
   __shared__ int histogram[256];
-  float* const a_chunk = staged;                         // [k][half][lane][4]
+  float* const a_chunk = staged;                          // [k][half][lane][4]
   float* const b_chunk = staged + kChunk * kTileColumns;  // [k][row]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column_tiles = (p.columns + kTileColumns - 1) / kTileColumns;
@@ -257,50 +258,50 @@ __global__ void __launch_bounds__(kThreads, 2) fused(const MergeQuantizeParams p
   // rows and not eight copies of itself (which spilled). Each lane reads back what it wrote.
   float4* const products = reinterpret_cast<float4*>(staged) + warp * kRowsPerWarp * 64;
   if (p.rank > 0) {
-  float acc[kRowsPerWarp][kPerLane];
+    float acc[kRowsPerWarp][kPerLane];
 #pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i)
+    for (int i = 0; i < kRowsPerWarp; ++i)
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) acc[i][j] = 0.0f;
+      for (int j = 0; j < kPerLane; ++j) acc[i][j] = 0.0f;
 
-  for (int64_t k0 = 0; k0 < p.rank; k0 += kChunk) {
-    const int ranks = p.rank - k0 < kChunk ? static_cast<int>(p.rank - k0) : kChunk;
-    __syncthreads();
-    {
-      const int c = threadIdx.x;  // one column of A a thread
-      const int place = (c % kPerLane) / 4 * 128 + c / kPerLane * 4 + c % 4;
-      const bool valid = column0 + c < p.columns;
+    for (int64_t k0 = 0; k0 < p.rank; k0 += kChunk) {
+      const int ranks = p.rank - k0 < kChunk ? static_cast<int>(p.rank - k0) : kChunk;
+      __syncthreads();
+      {
+        const int c = threadIdx.x;  // one column of A a thread
+        const int place = (c % kPerLane) / 4 * 128 + c / kPerLane * 4 + c % 4;
+        const bool valid = column0 + c < p.columns;
 #pragma unroll 8
-      for (int k = 0; k < ranks; ++k) {
-        a_chunk[k * kTileColumns + place] =
-            valid ? element(p.lora_a, p.a_dtype, (k0 + k) * p.columns + column0 + c) : 0.0f;
+        for (int k = 0; k < ranks; ++k) {
+          a_chunk[k * kTileColumns + place] =
+              valid ? element(p.lora_a, p.a_dtype, (k0 + k) * p.columns + column0 + c) : 0.0f;
+        }
+        for (int i = threadIdx.x; i < kTileRows * ranks; i += kThreads) {
+          const int r = i / ranks, k = i % ranks;
+          b_chunk[k * kBStride + r] =
+              row0 + r < p.rows ? element(p.lora_b, p.b_dtype, (row0 + r) * p.rank + k0 + k) : 0.0f;
+        }
       }
-      for (int i = threadIdx.x; i < kTileRows * ranks; i += kThreads) {
-        const int r = i / ranks, k = i % ranks;
-        b_chunk[k * kBStride + r] =
-            row0 + r < p.rows ? element(p.lora_b, p.b_dtype, (row0 + r) * p.rank + k0 + k) : 0.0f;
-      }
-    }
-    __syncthreads();
+      __syncthreads();
 #pragma unroll 2
-    for (int k = 0; k < ranks; ++k) {
-      const float4* a4 = reinterpret_cast<const float4*>(a_chunk + k * kTileColumns);
-      const float4* b4 = reinterpret_cast<const float4*>(b_chunk + k * kBStride + warp * kRowsPerWarp);
-      const float4 a_low = a4[lane], a_high = a4[32 + lane], b_low = b4[0], b_high = b4[1];
-      const float a[kPerLane] = {a_low.x, a_low.y, a_low.z, a_low.w, a_high.x, a_high.y, a_high.z, a_high.w};
-      const float b[kRowsPerWarp] = {b_low.x, b_low.y, b_low.z, b_low.w, b_high.x, b_high.y, b_high.z, b_high.w};
+      for (int k = 0; k < ranks; ++k) {
+        const float4* a4 = reinterpret_cast<const float4*>(a_chunk + k * kTileColumns);
+        const float4* b4 = reinterpret_cast<const float4*>(b_chunk + k * kBStride + warp * kRowsPerWarp);
+        const float4 a_low = a4[lane], a_high = a4[32 + lane], b_low = b4[0], b_high = b4[1];
+        const float a[kPerLane] = {a_low.x, a_low.y, a_low.z, a_low.w, a_high.x, a_high.y, a_high.z, a_high.w};
+        const float b[kRowsPerWarp] = {b_low.x, b_low.y, b_low.z, b_low.w, b_high.x, b_high.y, b_high.z, b_high.w};
 #pragma unroll
-      for (int i = 0; i < kRowsPerWarp; ++i)
+        for (int i = 0; i < kRowsPerWarp; ++i)
 #pragma unroll
-        for (int j = 0; j < kPerLane; ++j) acc[i][j] = __fmaf_rn(b[i], a[j], acc[i][j]);
+          for (int j = 0; j < kPerLane; ++j) acc[i][j] = __fmaf_rn(b[i], a[j], acc[i][j]);
+      }
     }
-  }
-  __syncthreads();  // every warp is done with the chunk
+    __syncthreads();  // every warp is done with the chunk
 #pragma unroll
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    products[i * 64 + lane] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
-    products[i * 64 + 32 + lane] = make_float4(acc[i][4], acc[i][5], acc[i][6], acc[i][7]);
-  }
+    for (int i = 0; i < kRowsPerWarp; ++i) {
+      products[i * 64 + lane] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+      products[i * 64 + 32 + lane] = make_float4(acc[i][4], acc[i][5], acc[i][6], acc[i][7]);
+    }
   }
   __syncthreads();
 
@@ -505,8 +506,8 @@ __global__ void __launch_bounds__(kThreads)
         Span span{};
         for (int64_t j = j0 + lane; j < j0 + 32 * 16 && j < p.group; j += 32) {
           const float w = element(p.weight, p.weight_dtype, from + j), m = element(after, p.weight_dtype, from + j);
-          scratch.codes[from + j] = static_cast<int8_t>(
-              quantize_one(w, m, g, near_tie, 1 << p.rule.bits, tally, span, histogram));
+          scratch.codes[from + j] =
+              static_cast<int8_t>(quantize_one(w, m, g, near_tie, 1 << p.rule.bits, tally, span, histogram));
         }
         add_span(tally, span, g);
       }
@@ -540,7 +541,8 @@ __global__ void finish(const MergeQuantizeParams p, const CudaScratch scratch, i
 }
 
 template <int kType, bool kSymmetric>
-cudaError_t launch_fused(const MergeQuantizeParams& p, const CudaScratch& scratch, int64_t blocks, cudaStream_t stream) {
+cudaError_t launch_fused(const MergeQuantizeParams& p, const CudaScratch& scratch, int64_t blocks,
+                         cudaStream_t stream) {
   const int bytes = p.rank > 0 ? kStagedBytes : 16;
   const cudaError_t error =
       cudaFuncSetAttribute(fused<kType, kSymmetric>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStagedBytes);
@@ -553,9 +555,7 @@ int64_t fused_blocks(const MergeQuantizeParams& p) {
   return (p.rows + kTileRows - 1) / kTileRows * ((p.columns + kTileColumns - 1) / kTileColumns);
 }
 
-int64_t group_blocks(const MergeQuantizeParams& p) {
-  return (p.rows * (p.columns / p.group) + kWarps - 1) / kWarps;
-}
+int64_t group_blocks(const MergeQuantizeParams& p) { return (p.rows * (p.columns / p.group) + kWarps - 1) / kWarps; }
 
 }  // namespace
 
@@ -594,8 +594,8 @@ const char* merge_quantize_cuda(const MergeQuantizeParams& p, const CudaScratch&
       after = p.merged;
     } else if (p.merged != nullptr) {
       const int64_t size = p.weight_dtype == kFloat32 ? 4 : 2;
-      error = cudaMemcpyAsync(p.merged, after, static_cast<size_t>(p.rows * p.columns * size),
-                              cudaMemcpyDeviceToDevice, stream);
+      error = cudaMemcpyAsync(p.merged, after, static_cast<size_t>(p.rows * p.columns * size), cudaMemcpyDeviceToDevice,
+                              stream);
       if (error != cudaSuccess) return cudaGetErrorString(error);
     }
     if (p.per_tensor) {

@@ -18,7 +18,8 @@ struct CudaScratch {
 bool cuda_is_fused(const MergeQuantizeParams& p);
 int64_t cuda_blocks(const MergeQuantizeParams& p);
 
-// Enqueues on the stream; counts must be zero. Unless fused, an adapter needs `merged`. Returns null or what went wrong.
+// Enqueues on the stream; counts must be zero. Unless fused, an adapter needs `merged`. Returns null or what went
+// wrong.
 const char* merge_quantize_cuda(const MergeQuantizeParams& p, const CudaScratch& scratch, void* stream);
 
 }  // namespace qru

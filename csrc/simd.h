@@ -22,8 +22,8 @@ namespace {
 // 1.5 * 2^23. Adding it to |x| < 2^22 rounds x half to even and leaves the integer in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;
 // The same in two steps for |x| < 2^9: to a multiple of 2^-13 first, then to an integer.
-constexpr float kSnap = 1536.0f;                    // 1.5 * 2^10
-constexpr float kRounderAfterSnap = 12581376.0f;    // kRounder - kSnap
+constexpr float kSnap = 1536.0f;                  // 1.5 * 2^10
+constexpr float kRounderAfterSnap = 12581376.0f;  // kRounder - kSnap
 
 #if defined(QRU_ISA_AVX512)
 
@@ -159,8 +159,7 @@ QRU_INLINE V magnitude(V a) {
 }
 QRU_INLINE V larger_magnitude(V a, V b) { return larger(magnitude(a), magnitude(b)); }
 QRU_INLINE bool any_above(V a, V b) {
-  const __m256 above =
-      _mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
+  const __m256 above = _mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
   return _mm256_movemask_ps(above) != 0;
 }
 QRU_INLINE void store_low_bytes(int8_t* p, V a) {
@@ -286,9 +285,8 @@ QRU_INLINE void store_first(void* p, int64_t i, V a, int n) {
 QRU_INLINE __m256 quads_of(__m256 a, __m256 b, __m256 c, __m256 d) {
   const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
   const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-  return _mm256_add_ps(
-      _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))),
-      _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
+  return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))),
+                       _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
 }
 QRU_INLINE void add_sums(V a, V b, V c, V d, double* out) {
   const __m256 pairs = _mm256_add_ps(quads_of(a.lo, b.lo, c.lo, d.lo), quads_of(a.hi, b.hi, c.hi, d.hi));
