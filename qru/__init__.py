@@ -3,7 +3,12 @@
 The public names below are imported when they are first used, so ``import qru`` is instant and needs no torch.
 """
 
+import os
 from importlib import import_module
+
+# OpenMP threads that spin while they wait are several times slower than one thread as soon as another process wants
+# the core. Read when torch is first imported; a value of the user's own stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _HOMES = {
     "load_corpus": "qru.corpora",

@@ -7,8 +7,21 @@ from dataclasses import replace
 from qru.config import RunConfig
 from qru.objectives import parse_method
 
-# (method, adapter, weights) -> learning_rate, epochs, retain_weight
-MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {}
+# (method, adapter, weights) -> learning_rate, epochs, retain_weight; chosen by the rule in qru/choose.py.
+MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {
+    ("ga", "full", "bf16"): (5e-05, 4, 5.0),
+    ("ga", "full", "fp32"): (2.5e-05, 4, 5.0),
+    ("ga", "lora", "fp32"): (0.00025, 2, 5.0),
+    ("ga_gdr", "full", "bf16"): (0.0001, 4, 5.0),
+    ("ga_gdr", "full", "fp32"): (5e-05, 4, 5.0),
+    ("ga_gdr", "lora", "fp32"): (0.00025, 4, 5.0),
+    ("ga_klr", "full", "bf16"): (0.0001, 2, 5.0),
+    ("ga_klr", "full", "fp32"): (2.5e-05, 4, 5.0),
+    ("ga_klr", "lora", "fp32"): (0.00025, 2, 5.0),
+    ("npo", "full", "bf16"): (0.0001, 2, 1.0),
+    ("npo", "full", "fp32"): (2.5e-05, 4, 1.0),
+    ("npo", "lora", "fp32"): (0.00025, 2, 1.0),
+}
 
 BATCH_SIZE = {"smoke": 4, "mini": 4, "muse": 16}
 
@@ -21,7 +34,15 @@ def resolve(config: RunConfig) -> RunConfig:
     """
     parse_method(config.method)
     weights = config.weights or ("bf16" if config.adapter == "full" else "fp32")
-    rate, epochs, weight = MINI.get((config.method, config.adapter, weights), (1e-4, 5, 1.0))
+    # bf16 adapters take what was chosen for fp32 ones: a comparison of the two is one of precision alone.
+    cell = config.method, config.adapter, "fp32" if config.adapter == "lora" else weights
+    given = config.learning_rate, config.epochs, config.retain_weight
+    if cell not in MINI and None in given:
+        raise ValueError(
+            f"no defaults have been chosen for {' '.join(cell)}: give learning_rate, epochs and retain_weight, "
+            f"or run python -m qru.choose {config.method} and put its line into qru/defaults.py."
+        )
+    rate, epochs, weight = MINI.get(cell, given)
     return replace(
         config,
         weights=weights,

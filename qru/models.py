@@ -259,6 +259,11 @@ def _make(stage: str, folder: Path, model: torch.nn.Module, tokenizer, data, **r
     checkpoint.unlink(missing_ok=True)
 
 
+def history(folder: Path) -> list[dict[str, float]]:
+    """Loss of every step that made a cached model."""
+    return records.read_json(folder.with_suffix(".history.json"))
+
+
 def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     """Make the base, target and retrained models of a corpus, or find them in the cache.
 
@@ -282,7 +287,7 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     }
     with records.locked(home / f"{scale}.lock"):
         if not base.is_dir():
-            with threads(BASE_THREADS):
+            with threads(1 if scale == "smoke" else BASE_THREADS):
                 _pretrain(corpus, scale, base)
         missing = [(stage, base, texts[stage], scale, tuned[stage]) for stage in tuned if not tuned[stage].is_dir()]
         side_by_side(_tune, missing, short=scale == "smoke")

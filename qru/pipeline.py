@@ -92,13 +92,9 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         if _complete(folders[-1]) is None:
             jobs.append((config, corpus, made, folders[-1], key))
     if jobs:
-        baselines = {(str(c), q): (c, corpus, q, m) for config, corpus, m, _, _ in jobs
-                     for c in (m.target, m.retrained) for q in (None, *config.quantizers)}  # fmt: skip
-        missing = [job for job in baselines.values() if not _baseline_file(*job).is_file()]
-        for corpus, made in {id(job[1]): (job[1], job[3]) for job in missing}.values():
-            _privleak_reference(made, corpus)  # first, since every other score is measured against it
         short = all(config.scale == "smoke" for config in configs)
-        side_by_side(_score_baseline, missing, short)
+        for config, corpus, made, _, _ in jobs:
+            baseline_scores(corpus, made, quantizers=config.quantizers, short=short)
         side_by_side(_run, jobs, short)
     return [records.load_record(folder) for folder in folders]
 
@@ -136,13 +132,7 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = _reported(corpus, config)
         reference = _privleak_reference(made, corpus)
-        scores = {
-            checkpoint.name.partition("-")[0]: {
-                quantizer or "bf16": records.read_json(_baseline_file(checkpoint, corpus, quantizer, made))
-                for quantizer in (None, *config.quantizers)
-            }
-            for checkpoint in (made.target, made.retrained)
-        }
+        scores = baseline_scores(corpus, made, quantizers=config.quantizers, short=True)
         target, tokenizer = models.load(made.target)
         with clock.stage("unlearn"):
             history = _unlearn(config, corpus, tokenizer, made, folder, label)
@@ -193,6 +183,41 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
 def _nested(scores: dict[str, Any], change) -> dict[str, Any]:
     """``scores[model][precision][metric]`` with every score changed."""
     return {m: {p: {n: change(s) for n, s in by.items()} for p, by in ps.items()} for m, ps in scores.items()}
+
+
+def baseline_scores(
+    corpus: Corpus,
+    made: models.Checkpoints,
+    names: Sequence[str] = ("target", "retrained"),
+    quantizers: Sequence[str] = (),
+    short: bool = False,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores on all examples of models that no unlearning has touched; computed once and shared by all runs.
+
+    Args:
+        corpus, made: a corpus and its models.
+        names: out of ``base``, ``target`` and ``retrained``.
+        quantizers: beside bf16.
+        short: see ``side_by_side``.
+
+    Returns:
+        ``[name][precision][metric]`` -> a score as in a record.
+    """
+    cells = {
+        (name, quantizer): (getattr(made, name), corpus, quantizer, made)
+        for name in names
+        for quantizer in (None, *quantizers)
+    }
+    files = {cell: _baseline_file(*job) for cell, job in cells.items()}
+    with locked(next(iter(files.values())).parent / ".lock"):
+        missing = [job for cell, job in cells.items() if not files[cell].is_file()]
+        if missing:
+            _privleak_reference(made, corpus)  # first, since every other score is measured against it
+            side_by_side(_score_baseline, missing, short)
+    return {
+        name: {quantizer or "bf16": records.read_json(files[name, quantizer]) for quantizer in (None, *quantizers)}
+        for name in names
+    }
 
 
 def _baseline_file(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> Path:

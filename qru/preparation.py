@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qru import models, records
+from qru import models
 from qru.corpora import Corpus, load_corpus
-from qru.metrics import Score, auc, evaluate, retrained_scores
+from qru.metrics import Score, auc
 from qru.metrics.bootstrap import interval, resamples
 from qru.models import Checkpoints
+from qru.pipeline import baseline_scores
 from qru.tables import METRICS, with_interval
 
 USES = {
@@ -42,10 +43,10 @@ def prepare(corpus: str, scale: str) -> Prepared:
     """
     loaded = load_corpus(corpus, scale=scale)
     made = models.prepare(loaded, scale)
-    reference = retrained_scores(*models.load(made.retrained), loaded)
+    stored = baseline_scores(loaded, made, ("base", "target", "retrained"), short=scale == "smoke")
     scores = {
-        name: evaluate(*models.load(getattr(made, name)), loaded, retrained=reference, progress=False)
-        for name in ("base", "target", "retrained")
+        name: {metric: Score.from_dict(score) for metric, score in by_precision["bf16"].items()}
+        for name, by_precision in stored.items()
     }
     return Prepared(loaded, made, scores)
 
@@ -80,7 +81,7 @@ def question_table(corpus: Corpus, count: int = 3) -> pd.DataFrame:
 def histories(prepared: Prepared) -> dict[str, list[dict[str, float]]]:
     """Loss over training steps of base, target and retrained."""
     folders = {name: getattr(prepared.checkpoints, name) for name in ("base", "target", "retrained")}
-    return {name: records.read_json(folder.with_suffix(".history.json")) for name, folder in folders.items()}
+    return {name: models.history(folder) for name, folder in folders.items()}
 
 
 def model_table(prepared: Prepared) -> pd.DataFrame:
