@@ -177,7 +177,7 @@ def facts(records: Sequence[Record]) -> dict[str, Any]:
     runs = [
         {
             "title": title(label),
-            "learning_rate": f"{record.config['learning_rate']:g}",
+            "learning_rate": f"{record.config['learning_rate']:g}".replace("e-0", "e-"),
             "epochs": str(record.config["epochs"]),
             "retain_weight": f"{record.config['retain_weight']:g}",
             "steps": str(len(record.extra["history"])),
