@@ -11,7 +11,7 @@ CSRC := $(wildcard csrc/*)
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke clean
+.PHONY: help install demo test lint format smoke bench sanitize clean
 
 help:  ## print this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -33,7 +33,7 @@ demo: $(INSTALLED)  ## unlearn from the embedded books, quantize, and say whethe
 	@echo "Open runs/demo.ipynb: $(BIN)/jupyter lab runs/demo.ipynb"
 
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff, clang-format, and notebooks without outputs
 	$(BIN)/ruff check .
@@ -49,9 +49,15 @@ format: $(INSTALLED)  ## rewrite sources to the house format
 
 smoke: $(INSTALLED)  ## every notebook at scale=smoke
 	mkdir -p runs/smoke
-	for notebook in notebooks/*.ipynb; do \
+	for notebook in notebooks/[0-9]*.ipynb; do \
 	  $(BIN)/papermill --no-progress-bar $$notebook runs/smoke/$$(basename $$notebook) -p scale smoke || exit 1; \
 	done
+
+bench: $(INSTALLED)  ## the kernel against eager PyTorch and torch.compile on this machine
+	$(BIN)/python -m qru.ops.bench
+
+sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	sh csrc/sanitize.sh $(BIN)/python
 
 clean:  ## remove builds, caches and runs; keeps .venv
 	rm -rf build dist *.egg-info .cache runs .pytest_cache .ruff_cache .hypothesis qru/*.so
