@@ -6,9 +6,9 @@
 //                                quantize three ways, add up the four sums         (weight again, from L1)
 //             per row and panel: compare code bytes, pack, write                   (codes once)
 //
-// Quotients w / s are taken as w * (1 / s), which is within 2^-14 of the true quotient wherever a code is not clamped;
-// only when a lane is that near to a tie is the vector divided. That keeps division's results at the price of
-// multiplication.
+// Quotients w / s are taken as w * (1 / s), which is within 2^-13 of the true quotient (2^-16 below 8 bits) wherever a
+// code is not clamped; only when a lane is that near to a tie is the vector divided. That keeps division's results at
+// the price of multiplication.
 #include "cpu_rows.h"
 
 #include "simd.h"
@@ -36,8 +36,9 @@ constexpr bool kByFours = false;
 #endif
 
 // Steps in this range have a normal reciprocal, and their groups' sums stay well inside float32.
-constexpr float kSmallStep = 8.6736174e-19f;  // 2^-60
-constexpr float kLargeStep = 1.1529215e18f;   // 2^60
+constexpr float kSmallStep = 8.6736174e-19f;            // 2^-60
+constexpr float kLargeStep = 1.1529215e18f;             // 2^60
+constexpr float kSmallestNormalHalf = 6.103515625e-5f;  // 2^-14
 
 QRU_INLINE bool is_usual(float step) { return step == 0.0f || (step >= kSmallStep && step <= kLargeStep); }
 
@@ -338,7 +339,13 @@ QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0,
                               RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t index = p.per_tensor ? 0 : row * (p.columns / p.group) + column0 / p.group;
-  const bool exact_steps = p.rule.scale_dtype == kFloat32 || p.rule.bits <= 4;  // no own code below qmin
+  const int scale_dtype = p.rule.scale_dtype;
+  // Where no code on its own grid can fall below qmin: a float32 step is all but exact, a shorter one is at most 2^-8
+  // too small, which 4 bits forgive, unless it is a denormal float16, which may be a third too small.
+  const auto never_below = [&](const Grid& grid) {
+    if (scale_dtype == kFloat32) return true;
+    return p.rule.bits <= 4 && (scale_dtype == kBFloat16 || grid.step == 0.0f || grid.step >= kSmallestNormalHalf);
+  };
   for (int64_t i = 0; i < groups; ++i) {
     GroupWork& g = work[i];
     if (g.before_range.largest >= kInfBits || g.after_range.largest >= kInfBits) {
@@ -366,7 +373,8 @@ QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0,
     g.reciprocal_after = g.after.step > 0.0f ? 1.0f / g.after.step : 0.0f;
     if (!is_usual(g.before.step) || !is_usual(g.after.step)) {
       g.path = kDivisionPath;
-    } else if (kSymmetric && exact_steps && is_short<kType>(g.before) && is_short<kType>(g.after)) {
+    } else if (kSymmetric && never_below(g.before) && never_below(g.after) && is_short<kType>(g.before) &&
+               is_short<kType>(g.after)) {
       g.path = kShortPath;
     } else {
       g.path = kReciprocalPath;
@@ -447,7 +455,7 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
                               const NextTile& next, const RowScratch& scratch, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t groups = columns / p.group;
-  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;  // 2^-14, 2^-18
+  const float near_tie = p.rule.bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f;  // 2^-13, 2^-16
   for (int64_t r = 0; r < rows; ++r) {
     GroupWork* work = scratch.groups + r * groups;
     for (int64_t i = 0; i < groups; ++i) {

@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kThreads, 2) fused(const MergeQuantizeParams p
 
   Tally tally{};
   const int lanes_per_group = static_cast<int>(p.group) / kPerLane;
-  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;
+  const float near_tie = p.rule.bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f;
   const int bins = 1 << p.rule.bits, half = bins / 2;
 #pragma unroll 1
   for (int i = 0; i < kRowsPerWarp; ++i) {
@@ -473,7 +473,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32;
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int64_t groups = p.rows * (p.columns / p.group);
-  const float near_tie = p.rule.bits == 8 ? 0.5f - 6.1035156e-5f : 0.5f - 3.8146973e-6f;
+  const float near_tie = p.rule.bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f;
   Tally tally{};
   if (group < groups) {
     const int64_t from = group * p.group, row = from / p.columns;

@@ -40,3 +40,18 @@ def test_boundaries(isa, dtype, bits, step, monkeypatch):
         )
         assert torch.equal(got.packed, want.packed)
         assert (got.stats.crossed, got.stats.histogram) == (want.stats.crossed, want.stats.histogram)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_steps_that_are_denormal_halves(isa, symmetric, monkeypatch):
+    """Such a step may be a third too small, so that weights on their own grid need clamping on both sides."""
+    monkeypatch.setenv("QRU_ISA", isa)
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randint(-40, 41, (64, 128), generator=generator) * 2.0**-20).half()
+    for bits in BITS:
+        spec = QuantSpec(bits=bits, group_size=4, symmetric=symmetric, scale_dtype="float16")
+        got = merge_quantize(weight, new_weight=weight.flip(1), spec=spec)
+        want = merge_quantize_ref(weight, new_weight=weight.flip(1), spec=spec)
+        assert torch.equal(got.packed, want.packed)
+        assert (got.stats.crossed, got.stats.histogram) == (want.stats.crossed, want.stats.histogram)
