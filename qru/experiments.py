@@ -255,7 +255,7 @@ def drop_damaged(plan: Plan, folder: Path) -> list[str]:
             if different:
                 raise ValueError(f"{path} was made with another {', '.join(different)}.")
         except ValueError as error:
-            found.append(f"{error} It is made again.")
+            found.append(f"{error} Removed, to be made again.")
             path.unlink()
     return found
 
