@@ -24,6 +24,9 @@ MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {
     ("npo_gdr", "full", "bf16"): (0.0002, 1, 1.0),
     ("npo_gdr", "full", "fp32"): (5e-05, 2, 1.0),
     ("npo_gdr", "lora", "fp32"): (0.00025, 2, 1.0),
+    ("npo_klr", "full", "bf16"): (0.0001, 2, 1.0),
+    ("npo_klr", "full", "fp32"): (5e-05, 2, 1.0),
+    ("npo_klr", "lora", "fp32"): (0.00025, 2, 1.0),
 }
 
 BATCH_SIZE = {"smoke": 4, "mini": 4, "muse": 16}

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,8 @@ def cores() -> int:
 
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C, and a kernel that is shut down, signal the whole process group; the parent decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:

@@ -176,7 +176,6 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         }
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)
-        say("\n".join(record["verdict"]))
         say(f"record: {folder / 'record.json'}")
 
 

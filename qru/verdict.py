@@ -49,13 +49,13 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
         if not lost:
             lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
             continue
-        parts = [f"{_percent(shares[metric])} of the forgotten {word}" for metric, word in lost.items()]
+        parts = [f"{_regained(shares[metric])} of the forgotten {word}" for metric, word in lost.items()]
         back = "it comes back" if shares["recovers"]["recovers"] else "it does not come back"
         note = f" (no measurable {kept[0]} was forgotten)" if kept else ""
         lines.append(f"under {precision} the model regains {' and '.join(parts)}{note}: {back}.")
     return lines
 
 
-def _percent(share: dict[str, Any]) -> str:
-    low, high = share["ci"]
-    return f"{share['value']:.0f} % [{low:.0f}, {high:.0f}]"
+def _regained(share: dict[str, Any]) -> str:
+    value, low, high = (round(x) + 0 if abs(x) < 1e9 else x for x in (share["value"], *share["ci"]))
+    return f"{'none' if value < 0 else f'{value:.0f} %'} [{low:.0f}, {high:.0f}]"

@@ -38,6 +38,11 @@ def test_forgetting_that_stays():
     assert line.endswith(": it does not come back.")
 
 
+def test_a_fall_is_not_a_recovery():
+    line = sentences(scores((0.2, 0.2), (0.1, 0.2), (0.9, 1.0)), CONFIG)[1]
+    assert "regains none [-14, -14] of the forgotten text and 0 % [0, 0] of the forgotten knowledge" in line
+
+
 def test_nothing_forgotten_is_no_recovery():
     line = sentences(scores((0.9, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
     assert line == "under rtn-int4-g128: nothing measurable was forgotten, so nothing can come back."
