@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
+SCALE ?= mini
+CORES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
@@ -11,7 +13,7 @@ CSRC := $(wildcard csrc/*)
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke bench sanitize clean
+.PHONY: help install demo test lint format smoke paper paper-plan bench sanitize clean
 
 help:  ## print this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -53,6 +55,12 @@ smoke: $(INSTALLED)  ## every notebook at scale=smoke
 	  $(BIN)/papermill --no-progress-bar $$notebook runs/smoke/$$(basename $$notebook) -p scale smoke || exit 1; \
 	done
 
+paper: $(INSTALLED)  ## every run without a record, then tables, figures and paper/build/paper.pdf (SCALE=smoke|mini, CORES=n)
+	$(BIN)/snakemake --snakefile paper/Snakefile --cores $(CORES) --config scale=$(SCALE)
+
+paper-plan: $(INSTALLED)  ## what `make paper` would run
+	$(BIN)/snakemake --snakefile paper/Snakefile --cores $(CORES) --config scale=$(SCALE) --dry-run
+
 bench: $(INSTALLED)  ## the kernel against eager PyTorch and torch.compile on this machine
 	$(BIN)/python -m qru.ops.bench
 
@@ -60,5 +68,5 @@ sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and Undefin
 	sh csrc/sanitize.sh $(BIN)/python
 
 clean:  ## remove builds, caches and runs; keeps .venv
-	rm -rf build dist *.egg-info .cache runs .pytest_cache .ruff_cache .hypothesis qru/*.so
+	rm -rf build dist *.egg-info .cache runs .snakemake paper/build paper/tables paper/figures paper/records/smoke .pytest_cache .ruff_cache .hypothesis qru/*.so
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -38,7 +38,8 @@ def compute_precision(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return "bf16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -126,7 +127,7 @@ def fit(
     Raises:
         FloatingPointError: the loss is NaN or infinite (names the step).
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)  # models this small gain nothing from a GPU, and results stay comparable
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     trainable = {name: p for name, p in bare.named_parameters() if p.requires_grad}

@@ -211,15 +211,14 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def load(folder: Path | str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
-    """Load a checkpoint for computing on this machine: bf16 values, held in fp32 on a CPU and bf16 on a GPU.
+    """Load a checkpoint for computing on a CPU: its bf16 values, held in fp32.
 
     Raises:
         ValueError: a file is missing or damaged (names the folder).
     """
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return model.eval(), AutoTokenizer.from_pretrained(folder)
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(

@@ -68,7 +68,7 @@ def side_by_side(job: Callable[..., Any], arguments: Sequence[tuple], short: boo
     Returns:
         The results in the order of ``arguments``. The first error is raised once all have ended.
     """
-    if short or min(len(arguments), cores()) <= 1 or torch.cuda.is_available():  # one GPU is one queue
+    if short or min(len(arguments), cores()) <= 1:
         with threads(1):
             return [job(*values) for values in arguments]
     futures = [_pool().submit(job, *values) for values in arguments]

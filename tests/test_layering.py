@@ -19,8 +19,8 @@ LEVELS = {
     "models": 3, "figures": 3, "typeset": 3,
     "objectives": 4, "quantizers": 4, "metrics": 4,
     "defaults": 5, "verdict": 5, "unlearn": 5, "compress": 5,
-    "pipeline": 6, "movement": 6, "preparation": 6,
-    "arms": 7, "choose": 7, "widgets": 7, "cli": 7,
+    "pipeline": 6, "movement": 6,
+    "arms": 7, "preparation": 7, "choose": 7, "widgets": 7, "cli": 7,
     "experiments": 8,
 }  # fmt: skip
 WITHOUT_TORCH = ("registry", "paths", "style", "config", "records", "notebook", "tables", "figures", "typeset")
