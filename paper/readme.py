@@ -1,7 +1,7 @@
 """Put measured results into README.md, so that no number in it is typed by hand.
 
-    python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's, without per-example values
-    python paper/readme.py                             # rewrite README.md and its picture from the kept ones
+python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's, without per-example values
+python paper/readme.py                             # rewrite README.md and its picture from the kept ones
 """
 
 from __future__ import annotations

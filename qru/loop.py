@@ -145,7 +145,9 @@ def fit(
     saved = time.monotonic()
     stopped = bool(history and history[-1].get("stopped"))
 
-    bar = tqdm(total=steps, initial=len(history), desc=label, file=sys.__stderr__, mininterval=1.0, leave=True)
+    bars = [tqdm(total=steps, initial=len(history), desc=label, file=sys.__stderr__, mininterval=1.0)]
+    if auto.tqdm is not tqdm and "ipykernel" in sys.modules:  # someone may be watching the notebook, too
+        bars.append(auto.tqdm(total=steps, initial=len(history), desc=label, leave=False))
     for step in range(len(history), 0 if stopped else steps):
         started = time.monotonic()
         if schedule:
