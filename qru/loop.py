@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+from tqdm import auto, tqdm
 
 from qru.records import atomic_file
 
@@ -173,10 +173,10 @@ def fit(
                 entry["stopped"] = 1.0
         entry["seconds"] = time.monotonic() - started
         history.append(entry)
-        bar.update()
-        bar.set_postfix(
-            {k: f"{v:.3g}" for k, v in entry.items() if k not in ("step", "seconds", "stopped")}, refresh=False
-        )
+        shown = {k: f"{v:.3g}" for k, v in entry.items() if k not in ("step", "seconds", "stopped")}
+        for bar in bars:
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
         if checked and checked[0]:
             break
         if checkpoint and (time.monotonic() - saved > checkpoint_seconds):
@@ -190,5 +190,6 @@ def fit(
                 },
             )
             saved = time.monotonic()
-    bar.close()
+    for bar in bars:
+        bar.close()
     return history
