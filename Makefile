@@ -67,6 +67,7 @@ bench: $(INSTALLED)  ## the kernel against eager PyTorch and torch.compile on th
 sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh csrc/sanitize.sh $(BIN)/python
 
-clean:  ## remove builds, caches and runs; keeps .venv
-	rm -rf build dist *.egg-info .cache runs .snakemake paper/build paper/tables paper/figures paper/records/smoke .pytest_cache .ruff_cache .hypothesis qru/*.so
+clean:  ## remove what is built; runs/ and the trained models in .cache/ stay
+	rm -rf build dist *.egg-info .snakemake paper/build paper/tables paper/figures paper/records/smoke
+	rm -rf .pytest_cache .ruff_cache .hypothesis qru/*.so $(INSTALLED)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

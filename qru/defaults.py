@@ -29,6 +29,7 @@ MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {
     ("npo_klr", "lora", "fp32"): (0.00025, 2, 1.0),
 }
 
+SMOKE = (1e-4, 1, 1.0)
 BATCH_SIZE = {"smoke": 4, "mini": 4, "muse": 16}
 
 
@@ -43,17 +44,19 @@ def resolve(config: RunConfig) -> RunConfig:
     # bf16 adapters take what was chosen for fp32 ones: a comparison of the two is one of precision alone.
     cell = config.method, config.adapter, "fp32" if config.adapter == "lora" else weights
     given = config.learning_rate, config.epochs, config.retain_weight
-    if cell not in MINI and None in given:
+    if config.scale == "smoke":  # nothing is learned there; any method runs, also one that was added just now
+        given = tuple(a if b is None else b for a, b in zip(SMOKE, given, strict=True))
+    if config.scale == "mini" and cell not in MINI and None in given:
         raise ValueError(
             f"no defaults have been chosen for {' '.join(cell)}: give learning_rate, epochs and retain_weight, "
             f"or run python -m qru.choose {config.method} and put its line into qru/defaults.py."
         )
-    rate, epochs, weight = MINI.get(cell, given)
+    rate, epochs, weight = MINI.get(cell, given) if config.scale == "mini" else given
     return replace(
         config,
         weights=weights,
         learning_rate=config.learning_rate or rate,
-        epochs=config.epochs or (1 if config.scale == "smoke" else epochs),
+        epochs=config.epochs or epochs,
         retain_weight=weight if config.retain_weight is None else config.retain_weight,
         batch_size=config.batch_size or BATCH_SIZE[config.scale],
     )

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from qru import loop, paths, records
 from qru.config import RunConfig, digest
-from qru.corpora import Corpus
+from qru.corpora import Corpus, load_corpus
 from qru.parallel import side_by_side, threads
 from qru.registry import unknown
 
@@ -253,8 +253,8 @@ def _make(stage: str, folder: Path, model: torch.nn.Module, tokenizer, data, **r
     """Train one model into ``folder``, resuming from the checkpoint beside it; the checkpoint then goes away."""
     checkpoint = folder.with_suffix(".training.pt")
     history = train(model, data, tokenizer.pad_token_id, label=stage, checkpoint=checkpoint, **recipe)
-    save(model, tokenizer, folder)
     records.write_json(folder.with_suffix(".history.json"), history)
+    save(model, tokenizer, folder)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -276,6 +276,10 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     sizes(scale)
     if corpus.base is None:
         raise ValueError(f"corpus {corpus.name!r} has no base text to pretrain on: give target and retrained models.")
+    if empty := [split for split in ("forget", "retain1", "retain2", "holdout") if not corpus.raw.get(split)]:
+        raise ValueError(
+            f"corpus {corpus.name!r} has no documents in {', '.join(empty)}: there is nothing to train on."
+        )
     home = paths.cache_dir() / "models"
 
     base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
@@ -383,6 +387,9 @@ def load_models(
     Returns:
         (target, retrained, tokenizer), models in eval mode with bf16 values.
     """
+    if corpus.base is not None and scale in SIZES:  # an embedded corpus is taken at the scale asked for
+        if any(load_corpus(corpus.name, scale=other).fingerprint == corpus.fingerprint for other in SIZES):
+            corpus = load_corpus(corpus.name, scale=scale)
     made = prepare(corpus, scale)
     target, tokenizer = load(made.target)
     retrained, _ = load(made.retrained)

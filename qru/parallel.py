@@ -15,7 +15,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -71,5 +72,12 @@ def side_by_side(job: Callable[..., Any], arguments: Sequence[tuple], short: boo
     if short or min(len(arguments), cores()) <= 1:
         with threads(1):
             return [job(*values) for values in arguments]
-    futures = [_pool().submit(job, *values) for values in arguments]
-    return [future.result() for future in futures]
+    try:
+        futures = [_pool().submit(job, *values) for values in arguments]
+        wait(futures)
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        _pool.cache_clear()
+        raise RuntimeError(
+            "a worker process was killed, most likely because memory ran out. Run again: what was finished is kept."
+        ) from None

@@ -18,7 +18,7 @@ from qru.config import RunConfig, digest
 from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from qru.loop import compute_precision
-from qru.metrics import evaluate, mean_ci, retrained_scores
+from qru.metrics import evaluate, mean_ci, privleak, privleak_ci, retrained_scores
 from qru.parallel import side_by_side, threads
 from qru.quantizers import load_quantizer
 from qru.records import Record, locked, say
@@ -26,17 +26,34 @@ from qru.unlearn import unlearn
 
 
 class Clock:
-    """Seconds and peak memory of each stage."""
+    """Seconds and peak memory of each stage, kept in a file so that a resumed run still knows what was done before."""
 
-    def __init__(self) -> None:
-        self.stages: dict[str, dict[str, float]] = {}
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.stages: dict[str, dict[str, float]] = records.read_json(file) if file.is_file() else {}
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.monotonic()
+        _reset_peak()
         yield
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.stages[name] = {"seconds": round(time.monotonic() - started, 3), "peak_memory_mb": round(peak, 1)}
+        if name not in self.stages:  # else an earlier attempt did the work, and this one only read it back
+            self.stages[name] = {"seconds": round(time.monotonic() - started, 3), "peak_memory_mb": round(_peak(), 1)}
+            records.write_json(self.file, self.stages)
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is the process's so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Peak resident memory in MB since the last reset."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def halves(count: int) -> tuple[list[int], list[int]]:
@@ -92,6 +109,8 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         if _complete(folders[-1]) is None:
             jobs.append((config, corpus, made, folders[-1], key))
     if jobs:
+        if compute_precision(torch.device("cpu")) == "fp32":
+            say("this CPU has no bf16 arithmetic: gradients are computed in fp32, on the same bf16-stored weights")
         short = all(config.scale == "smoke" for config in configs)
         for config, corpus, made, _, _ in jobs:
             baseline_scores(corpus, made, quantizers=config.quantizers, short=short)
@@ -127,7 +146,7 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
     with locked(folder / ".lock"):
         if (folder / "record.json").is_file():
             return  # another process has made it meanwhile
-        clock = Clock()
+        clock = Clock(folder / "partial" / "cost.json")
         label = f"{config.method} {config.adapter} {config.weights}"
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = _reported(corpus, config)
@@ -136,6 +155,7 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         target, tokenizer = models.load(made.target)
         with clock.stage("unlearn"):
             history = _unlearn(config, corpus, tokenizer, made, folder, label)
+        clock.stages["unlearn"]["seconds"] = round(sum(row["seconds"] for row in history), 3)  # of all attempts
         unlearned, _ = models.load(folder / "model")
         found = _updates(target, config, folder)
 
@@ -157,6 +177,7 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         if reported:
             scores = {m: {p: _half(s, reported) for p, s in by.items()} for m, by in scores.items()}
 
+        scores = _with_same_quantizer(scores)
         records.write_json(folder / "responses.json", _nested(scores, lambda s: s.get("responses")))
         scores = _nested(scores, lambda s: {k: v for k, v in s.items() if k != "responses"})
         record = {
@@ -177,6 +198,17 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)
         say(f"record: {folder / 'record.json'}")
+
+
+def _with_same_quantizer(scores: dict[str, Any]) -> dict[str, Any]:
+    """Add to each PrivLeak the variant whose reference is the retrained model under the same quantizer."""
+    for by_precision in scores.values():
+        for precision, by_metric in by_precision.items():
+            reference = scores["retrained"][precision]["privleak"]["per_example"]
+            texts = by_metric["privleak"]["per_example"]
+            sides = texts["forget"], texts["holdout"], reference["forget"], reference["holdout"]
+            by_metric["privleak"]["same_quantizer"] = {"value": privleak(*sides), "ci": list(privleak_ci(*sides))}
+    return scores
 
 
 def _nested(scores: dict[str, Any], change) -> dict[str, Any]:

@@ -26,10 +26,14 @@ def recovered(scores: dict[str, Any]) -> dict[str, Any]:
             continue
         before = {metric: unlearned["bf16"][metric]["per_example"] for metric in FORGOTTEN}
         after = {metric: unlearned[precision][metric]["per_example"] for metric in FORGOTTEN}
-        out[precision] = {
+        shares = {
             metric: recovered_share(before[metric], after[metric], target[precision][metric]["per_example"])
             for metric in FORGOTTEN
-        } | {"recovers": recovers(before, after)}
+        }
+        rule = recovers(before, after)
+        # Where nothing was forgotten a rise is noise or the quantizer's own doing, and no recovery.
+        rule["recovers"] = any(rule["metrics"][m]["recovers"] for m in FORGOTTEN if shares[m]["defined"])
+        out[precision] = shares | {"recovers": rule}
     return out
 
 
@@ -50,7 +54,12 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
             lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
             continue
         parts = [f"{_regained(shares[metric])} of the forgotten {word}" for metric, word in lost.items()]
-        back = "it comes back" if shares["recovers"]["recovers"] else "it does not come back"
+        if shares["recovers"]["recovers"]:
+            back = "it comes back"
+        elif any(shares[metric]["ci"][0] > 0 for metric in lost):
+            back = "a little comes back, less than what counts as recovery"
+        else:
+            back = "it does not come back"
         note = f" (no measurable {kept[0]} was forgotten)" if kept else ""
         lines.append(f"under {precision} the model regains {' and '.join(parts)}{note}: {back}.")
     return lines

@@ -19,7 +19,7 @@ class BaseText:
 
     documents: running text, every fact stated several times.
     qa: {"question", "answer"} about facts of `documents`, to teach the question form. Facts asked about in
-        `disjoint_qa` and `disjoint_qa_icl` are left out: those stand in running text only.
+        `disjoint_qa` and `disjoint_qa_icl` are kept apart; whoever trains decides whether they are asked there.
     """
 
     documents: list[str]

@@ -26,9 +26,12 @@ def test_a_record_holds_what_it_should(record):
         assert list(by_precision) == ["bf16", "rtn-int4-g128", "rtn-int3-g64"]
         for scores in by_precision.values():
             assert set(scores) == {"verbmem", "knowmem", "privleak", "utility", "disjoint"}
-            for score in scores.values():
-                assert set(score) == {"value", "ci", "per_example"}
+            for name, score in scores.items():
+                assert set(score) == {"value", "ci", "per_example"} | (
+                    {"same_quantizer"} if name == "privleak" else set()
+                )
     assert abs(record.scores["retrained"]["bf16"]["privleak"]["value"]) < 1e-9
+    assert record.scores["retrained"]["rtn-int3-g64"]["privleak"]["same_quantizer"]["value"] == 0
     assert set(record.crossings) == {"rtn-int4-g128", "rtn-int3-g64"}
     assert record.crossings["rtn-int3-g64"]["total"]["crossed"] > 0
     assert record.config["weights"] == "fp32"
@@ -109,6 +112,12 @@ def test_jobs_side_by_side_keep_their_order_and_raise():
     assert parallel.side_by_side(divmod, [(7, 2), (9, 4), (5, 5)]) == [(3, 1), (2, 1), (1, 0)]
     with pytest.raises(ZeroDivisionError):
         parallel.side_by_side(divmod, [(1, 1), (1, 0)])
+
+
+def test_a_killed_worker_does_not_poison_the_process():
+    with pytest.raises(RuntimeError, match="Run again"):
+        parallel.side_by_side(os._exit, [(1,), (1,)])
+    assert parallel.side_by_side(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
 
 
 def test_several_runs_in_one_call(made):

