@@ -15,7 +15,8 @@ import pytest
 from papermill import inspect_notebook
 
 from qru.arms import run_arms
-from qru.config import RunConfig
+from qru.config import SCALES, RunConfig
+from qru.corpora.corpus import registry
 from qru.notebook import declared_parameters
 from qru.records import load_records
 
@@ -78,6 +79,14 @@ def test_links_between_notebooks_lead_somewhere(notebook):
     for cell in notebook.cells:
         for target in re.findall(r"\]\((\w+\.ipynb)\)", cell.source):
             assert (ROOT / "notebooks" / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[0].isdigit()], ids=lambda path: path.stem)
+def test_help_offers_the_scales_and_corpora_that_there_are(path):
+    shown = inspect_notebook(str(path))
+    words = re.findall(r"[a-z]+", shown["scale"]["help"])
+    assert [word for word in words if word in {*SCALES, "muse"}] == list(SCALES)
+    assert shown["corpus"]["help"] == " or ".join(registry.names())
 
 
 def test_the_main_notebook_takes_what_a_run_takes():
