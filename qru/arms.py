@@ -43,8 +43,6 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     Raises:
         ValueError: an unknown or impossible parameter, before any work.
     """
-    if parameters.get("quantizers") is not None:
-        parameters["quantizers"] = tuple(parameters["quantizers"])
     others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
     configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once

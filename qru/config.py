@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from qru.registry import unknown
 
-SCALES = ("smoke", "mini", "muse")
+SCALES = ("smoke", "mini")
 ADAPTERS = ("full", "lora")
 WEIGHTS = ("bf16", "fp32")
 LORA_TARGETS = ("all", "mlp", "attention")
@@ -28,6 +29,39 @@ def choice(kind: str, value: object, known: tuple[str, ...]) -> None:
         raise unknown(kind, value, known)
 
 
+def number(name: str, value: object) -> None:
+    """Refuse what is no finite real number: text, a truth value, infinity, NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = " In YAML write 1.0e-4: without the point, 1e-4 is read as text." if isinstance(value, str) else ""
+        raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be a number.{hint}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it must be finite.")
+
+
+def quantizer_names(value: object) -> tuple[str, ...]:
+    """The field ``quantizers`` as a tuple of names.
+
+    Args:
+        value: a list or tuple of names, one text with commas, or ``None`` for the usual ones.
+
+    Raises:
+        ValueError: it is something else, names none, or names one twice.
+    """
+    if value is None:
+        return QUANTIZERS
+    names = [part for part in map(str.strip, value.split(",")) if part] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"quantizers is {value!r}; it must be a list of names such as {QUANTIZERS[0]!r}.")
+    if not names:
+        raise ValueError(
+            f"quantizers is {value!r}, but a run needs at least one, such as {QUANTIZERS[1]!r}: it is compared with "
+            "bf16, which is always measured."
+        )
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"quantizers names {sorted(repeated)} more than once.")
+    return tuple(names)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One unlearning run: method ⊗ arm ⊗ corpus ⊗ scale ⊗ seed, and what is measured at the end.
@@ -38,8 +72,8 @@ class RunConfig:
         method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``.
         adapter: ``"full"`` (all weights) or ``"lora"`` (adapters only, merged at the end).
         weights: type of the tensors that the optimizer steps, its moments included: ``"bf16"`` or ``"fp32"``.
-        corpus: a name of the corpus registry or the path of a folder.
-        scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else.
+        corpus: a name of the corpus registry.
+        scale: ``"smoke"`` or ``"mini"``; picks sizes and nothing else.
         seed: of data order and of LoRA's initial A; target and retrained do not depend on it.
         learning_rate: constant over the run (AdamW).
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
@@ -49,7 +83,11 @@ class RunConfig:
         beta: NPO's inverse temperature.
         batch_size: forget documents a step; as many retain documents go along.
         lora_rank, lora_alpha, lora_dropout, lora_targets: peft's; targets ``"all"``, ``"mlp"`` or ``"attention"``.
-        quantizers: names such as ``"rtn-int4-g128"``; ``bf16`` is always measured.
+        quantizers: names such as ``"rtn-int4-g128"``, also as one text with commas; ``None``: the usual four. There
+            is at least one, and ``bf16`` is always measured beside them.
+
+    Raises:
+        ValueError: a value of another type or out of range (names the field, the value and what it must be).
     """
 
     method: str = "npo_gdr"
@@ -71,7 +109,10 @@ class RunConfig:
     quantizers: tuple[str, ...] = QUANTIZERS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "quantizers", tuple(self.quantizers))
+        object.__setattr__(self, "quantizers", quantizer_names(self.quantizers))
+        for name in ("method", "corpus"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a name.")
         choice("adapter", self.adapter, ADAPTERS)
         choice("scale", self.scale, SCALES)
         choice("lora_targets", self.lora_targets, LORA_TARGETS)
@@ -79,8 +120,15 @@ class RunConfig:
             choice("weights", self.weights, WEIGHTS)
         for name in ("lora_rank", "epochs", "batch_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is None and name != "lora_rank":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        for name in ("learning_rate", "retain_weight", "forget_goal"):  # None: the default, or no goal
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name))
+        for name in ("beta", "lora_alpha", "lora_dropout"):
+            number(name, getattr(self, name))
         for name in ("learning_rate", "beta", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -93,8 +141,6 @@ class RunConfig:
             raise ValueError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and under 1.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number, 0 or more.")
-        if repeated := {q for q in self.quantizers if self.quantizers.count(q) > 1}:
-            raise ValueError(f"quantizers names {sorted(repeated)} more than once.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

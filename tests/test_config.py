@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
-from qru.config import RunConfig, digest
-from qru.defaults import resolve
+from qru.config import QUANTIZERS, SCALES, RunConfig, digest
+from qru.defaults import BATCH_SIZE, resolve
 
 
 def test_a_misspelt_parameter_names_the_nearest():
@@ -14,6 +16,9 @@ def test_a_misspelt_parameter_names_the_nearest():
     [
         ({"adapter": "lorra"}, "Did you mean 'lora'"),
         ({"scale": "maxi"}, "Did you mean 'mini'"),
+        ({"scale": "muse"}, "Known: mini, smoke"),
+        ({"method": None}, "method is None"),
+        ({"corpus": 3}, "corpus is 3"),
         ({"weights": "fp16"}, "bf16, fp32"),
         ({"lora_targets": "atention"}, "Did you mean 'attention'"),
         ({"lora_rank": 0}, "lora_rank is 0"),
@@ -26,11 +31,48 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"seed": -1}, "seed is -1"),
         ({"quantizers": ("rtn-int4-g128", "rtn-int4-g128")}, "more than once"),
+        ({"quantizers": "rtn-int4-g128,rtn-int4-g128"}, "more than once"),
+        ({"quantizers": ()}, r"quantizers is \(\), but a run needs at least one"),
+        ({"quantizers": ""}, "quantizers is '', but a run needs at least one"),
+        ({"quantizers": 4}, "quantizers is 4; it must be a list of names"),
+        ({"quantizers": [4]}, r"quantizers is \[4\]; it must be a list of names"),
+        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4', a str; it must be a number.*1.0e-4"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; it must be finite"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be finite"),
+        ({"learning_rate": True}, "learning_rate is True, a bool"),
+        ({"beta": "0.1"}, "beta is '0.1', a str"),
+        ({"beta": None}, "beta is None"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+        ({"lora_rank": None}, "lora_rank is None"),
+        ({"lora_dropout": "none"}, "lora_dropout is 'none', a str"),
+        ({"retain_weight": math.inf}, "retain_weight is inf"),
+        ({"retain_weight": "5"}, "retain_weight is '5', a str"),
+        ({"forget_goal": math.nan}, "forget_goal is nan"),
+        ({"forget_goal": "20"}, "forget_goal is '20', a str"),
     ],
 )
 def test_impossible_values_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, QUANTIZERS),
+        ("rtn-int4-g128", ("rtn-int4-g128",)),
+        ("rtn-int4-g128, rtn-int3-row,", ("rtn-int4-g128", "rtn-int3-row")),
+        (["rtn-int8-g64"], ("rtn-int8-g64",)),
+    ],
+)
+def test_quantizers_may_be_a_list_a_text_or_left_out(given, names):
+    assert RunConfig(quantizers=given).quantizers == names
+    assert RunConfig.from_dict({"quantizers": given}).quantizers == names
+
+
+def test_every_scale_that_is_offered_resolves():
+    for scale in SCALES:
+        assert resolve(RunConfig(scale=scale)).batch_size == BATCH_SIZE[scale]
 
 
 def test_resolved_configs_say_everything():
