@@ -1,11 +1,11 @@
 """How the defaults at mini were chosen: ``python -m qru.choose [method …]`` reruns the search and prints the table.
 
-The rule: on the books corpus with seed 1000, which is never reported, try the
-learning rates of the grid from the smallest up, four epochs each, and take the first rate and the first epoch at whose
-end the forget score on the stopping half of the forget examples is at or under 20 percent. The forget score of GA is
-the larger of VerbMem and KnowMem (the retrained model's are near 15 and 5). NPO saturates while questions are still
-answered, at most rates for good, so for it VerbMem alone decides; that exemption was made after the first runs of this
-search had shown the plateau, and it means that GA and NPO are not at equal forgetting of knowledge. λ is fixed: 5 beside GA, which is unbounded, and 1
+The rule: on the books corpus with seed 1000, which is never reported, try the learning rates of the grid from the
+smallest up, four epochs each, and take the first rate and the first epoch at whose end the forget score on the stopping
+half of the forget examples is at or under 20 percent. The forget score of GA is the larger of VerbMem and KnowMem (the
+retrained model's are near 15 and 5). NPO saturates while questions are still answered, at most rates for good, so for
+it VerbMem alone decides; that exemption was made after the first runs of this search had shown the plateau, and it
+means that GA and NPO are not at equal forgetting of knowledge. λ is fixed: 5 beside GA, which is unbounded, and 1
 beside NPO.
 
 The smallest rate that works is the closest to the papers, whose updates are small. Nothing measured after quantization

@@ -190,8 +190,16 @@ def quiet():
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
+def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 over the tokens and their ids: two tokenizers of one size are still two."""
+    return digest(sorted(tokenizer.get_vocab().items()))
+
+
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save a transformers checkpoint in bf16; ``folder`` appears only when it is complete."""
+    """Save a transformers checkpoint in bf16; ``folder`` appears only when it is complete.
+
+    Its configuration also holds ``qru_vocabulary``, by which scoring knows the model's own tokenizer.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -200,7 +208,8 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
             model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         config = records.read_json(temporary / "config.json")
-        records.write_json(temporary / "config.json", config | {"dtype": "bfloat16"})
+        known = {"dtype": "bfloat16", "qru_vocabulary": vocabulary_digest(tokenizer)}
+        records.write_json(temporary / "config.json", config | known)
         for file in temporary.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
@@ -277,9 +286,7 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
     if corpus.base is None:
         raise ValueError(f"corpus {corpus.name!r} has no base text to pretrain on: give target and retrained models.")
     if empty := [split for split in ("forget", "retain1", "retain2", "holdout") if not corpus.raw.get(split)]:
-        raise ValueError(
-            f"corpus {corpus.name!r} has no documents in {', '.join(empty)}: there is nothing to train on."
-        )
+        raise ValueError(f"corpus {corpus.name!r} has no documents in {', '.join(empty)}: fill these splits.")
     home = paths.cache_dir() / "models"
 
     base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
@@ -387,9 +394,9 @@ def load_models(
     Returns:
         (target, retrained, tokenizer), models in eval mode with bf16 values.
     """
-    if corpus.base is not None and scale in SIZES:  # an embedded corpus is taken at the scale asked for
-        if any(load_corpus(corpus.name, scale=other).fingerprint == corpus.fingerprint for other in SIZES):
-            corpus = load_corpus(corpus.name, scale=scale)
+    embedded = corpus.base is not None and scale in SIZES
+    if embedded and any(load_corpus(corpus.name, scale=other).fingerprint == corpus.fingerprint for other in SIZES):
+        corpus = load_corpus(corpus.name, scale=scale)  # an embedded corpus is taken at the scale asked for
     made = prepare(corpus, scale)
     target, tokenizer = load(made.target)
     retrained, _ = load(made.retrained)
