@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from qru.models import vocabulary_digest
+
 
 def end_tokens(model, tokenizer) -> frozenset[int]:
     """Ids that end a text: the tokenizer's and the model's own."""
@@ -21,7 +23,8 @@ def check_tokenizer(model, tokenizer) -> None:
     """Refuse a tokenizer that cannot be this model's.
 
     Raises:
-        ValueError: more tokens than the model embeds, no BOS, or special tokens where the model has ordinary ones.
+        ValueError: more tokens than the model embeds, no BOS, special tokens where the model has ordinary ones, or,
+            for a model that qru saved, another vocabulary than it was saved with.
     """
     embedded = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embedded:
@@ -43,6 +46,12 @@ def check_tokenizer(model, tokenizer) -> None:
                 f"{sorted(special)}): it is another model's tokenizer, or model.config.{role.lower()}_token_id and "
                 "model.generation_config were left at their defaults when the model was made"
             )
+    saved_with = getattr(model.config, "qru_vocabulary", None)  # only models that qru saved have it
+    if saved_with is not None and vocabulary_digest(tokenizer) != saved_with:
+        raise ValueError(
+            "the tokenizer has another vocabulary than the one this model was saved with: its sizes and special "
+            "tokens fit, but its ids mean other text. Load both from the same folder."
+        )
 
 
 def _config_ends(model) -> set[int]:
