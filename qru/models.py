@@ -219,20 +219,43 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def load_weights(folder: Path | str, dtype: torch.dtype | str = "auto") -> torch.nn.Module:
+    """Load the model of a checkpoint; it needs no tokenizer beside it.
+
+    Args:
+        folder: an ordinary transformers checkpoint.
+        dtype: of the tensors; ``"auto"`` is the type they are stored in.
+
+    Raises:
+        ValueError: the folder does not exist, or a file in it is missing or damaged (names the folder).
+    """
+    with loading(folder), quiet():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
 def load(folder: Path | str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
     """Load a checkpoint for computing on a CPU: its bf16 values, held in fp32.
 
     Raises:
-        ValueError: a file is missing or damaged (names the folder).
+        ValueError: the folder does not exist, or a file in it is missing or damaged (names the folder).
     """
+    model = load_weights(folder, torch.float32)
+    with loading(folder):
+        return model, AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def loading(folder: Path | str):
+    """Errors of the loading libraries as one that names the folder and, if qru made it, the way out."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"the checkpoint {folder} does not exist: give the folder of one.")
     try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
+        yield
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"the checkpoint in {folder} cannot be loaded: {error} Delete the folder; qru makes again what it made."
-        ) from error
+        made_by_qru = (paths.cache_dir().resolve(), paths.runs_dir().resolve())
+        ours = any(Path(folder).resolve().is_relative_to(home) for home in made_by_qru)
+        way_out = " Delete the folder; qru makes again what it made." if ours else ""
+        raise ValueError(f"the checkpoint in {folder} cannot be loaded: {error}{way_out}") from error
 
 
 @dataclass(frozen=True)
@@ -295,13 +318,16 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
         stage: home / _key(stage, scale, TUNE_FIELDS, base.name, digest(documents))
         for stage, documents in texts.items()
     }
+    made = Checkpoints(tuned["target"], tuned["retrained"], base)
+    if all(folder.is_dir() for folder in (base, *tuned.values())):
+        return made  # before anything is written: a read-only copy of finished work can be read
     with records.locked(home / f"{scale}.lock"):
         if not base.is_dir():
             with threads(1 if scale == "smoke" else BASE_THREADS):
                 _pretrain(corpus, scale, base)
         missing = [(stage, base, texts[stage], scale, tuned[stage]) for stage in tuned if not tuned[stage].is_dir()]
         side_by_side(_tune, missing, short=scale == "smoke")
-    return Checkpoints(tuned["target"], tuned["retrained"], base)
+    return made
 
 
 def _base_questions(corpus: Corpus) -> list[dict[str, str]]:

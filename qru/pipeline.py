@@ -106,7 +106,7 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         key = digest([config.to_dict(), made.target.name, made.retrained.name, corpus.fingerprint])
         arm = f"{config.method}-{config.adapter}-{config.weights}"
         folders.append(paths.runs_dir() / f"{corpus.name}-{config.scale}-{arm}-s{config.seed}-{key[:10]}")
-        if _complete(folders[-1]) is None:
+        if _complete(folders[-1], key) is None:
             jobs.append((config, corpus, made, folders[-1], key))
     if jobs:
         if compute_precision(torch.device("cpu")) == "fp32":
@@ -127,12 +127,14 @@ def _checked(config: RunConfig) -> RunConfig:
     return replace(config, quantizers=tuple(quantizer.name for quantizer in quantizers))
 
 
-def _complete(folder: Path) -> Record | None:
+def _complete(folder: Path, key: str) -> Record | None:
     """The record of a run that has ended; a damaged one is named and removed, to be made again."""
     if not (folder / "record.json").is_file():
         return None
     try:
         record = records.load_record(folder)
+        if record.config.get("hash") != key:
+            raise ValueError(f"{record.path} is not of this configuration.")
     except ValueError as error:
         say(f"{error} Running it again.")
         (folder / "record.json").unlink()
@@ -241,7 +243,7 @@ def baseline_scores(
     }
     files = {cell: _baseline_file(*job) for cell, job in cells.items()}
     with locked(next(iter(files.values())).parent / ".lock"):
-        missing = [job for cell, job in cells.items() if not files[cell].is_file()]
+        missing = [job for cell, job in cells.items() if not _intact(files[cell])]
         if missing:
             _privleak_reference(made, corpus)  # first, since every other score is measured against it
             side_by_side(_score_baseline, missing, short)
@@ -249,6 +251,20 @@ def baseline_scores(
         name: {quantizer or "bf16": records.read_json(files[name, quantizer]) for quantizer in (None, *quantizers)}
         for name in names
     }
+
+
+def _intact(file: Path) -> bool:
+    """Whether scores can be read back; a damaged file is named and removed, to be made again."""
+    if not file.is_file():
+        return False
+    try:
+        whole = all("value" in score for score in records.read_json(file).values())
+    except (ValueError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        say(f"{file} is damaged: scoring again")
+        file.unlink()
+    return whole
 
 
 def _baseline_file(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> Path:
@@ -302,7 +318,7 @@ def _unlearn(config, corpus, tokenizer, made: models.Checkpoints, folder: Path, 
         )
         records.write_json(folder / "history.json", history)
         if config.adapter == "lora":
-            trained.save_pretrained(folder / "adapter")
+            compress.save_adapter(trained, target, folder / "adapter")
         models.save(compress.merged_model(target, trained), tokenizer, folder / "model")
         (folder / "training.pt").unlink(missing_ok=True)
     return records.read_json(folder / "history.json")

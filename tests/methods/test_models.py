@@ -47,12 +47,19 @@ def test_a_half_saved_model_is_not_there(made, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_checkpoint_is_named(made, tmp_path):
+def test_a_damaged_checkpoint_is_named(made, tmp_path, monkeypatch):
     shutil.copytree(made.target, tmp_path / "copy")
     file = tmp_path / "copy" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"copy cannot be loaded.*Delete the folder"):
+    with pytest.raises(ValueError, match=r"copy cannot be loaded") as error:
         models.load(tmp_path / "copy")
+    assert "Delete" not in str(error.value), "no advice to delete what is not qru's own"
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    shutil.copytree(tmp_path / "copy", tmp_path / ".cache" / "copy")
+    with pytest.raises(ValueError, match=r"copy cannot be loaded.*Delete the folder"):
+        models.load(tmp_path / ".cache" / "copy")
+    with pytest.raises(ValueError, match=r"nowhere does not exist"):
+        models.load(tmp_path / "nowhere")
 
 
 def test_lora_targets(made):

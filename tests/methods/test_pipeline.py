@@ -1,5 +1,6 @@
 """A whole run at smoke scale: what it leaves behind, what it reuses, and what survives a kill."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from qru import parallel, pipeline
+from qru import load_corpus, load_models, parallel, pipeline
 from qru.config import RunConfig
 
 FAST = {"scale": "smoke", "quantizers": ("rtn-int4-g128", "rtn-int3-g64")}
@@ -125,3 +126,31 @@ def test_several_runs_in_one_call(made):
     configs = [RunConfig(adapter=adapter, **common) for adapter in ("full", "lora")]
     records = pipeline.run_all(configs)
     assert [record.config["adapter"] for record in records] == ["full", "lora"]
+
+
+def test_a_record_of_another_configuration_is_not_reused(record, capfd):
+    value = json.loads(record.path.read_text())
+    record.path.write_text(json.dumps({name: {} for name in ("config", "scores", "crossings", "cost", "provenance")}))
+    again = pipeline.run(method="npo_gdr", adapter="lora", lora_rank=4, learning_rate=1e-3, epochs=2, **FAST)
+    assert again.scores == value["scores"]
+
+
+def test_damaged_baseline_scores_are_made_again(made, corpus, record):
+    file = pipeline._baseline_file(made.target, corpus, None, made)
+    for damage in ("{}x", '{"verbmem": {}}', "[1]"):
+        before = pipeline.baseline_scores(corpus, made, ("target",), short=True)
+        file.write_text(damage)
+        assert pipeline.baseline_scores(corpus, made, ("target",), short=True) == before
+
+
+def test_an_empty_split_stops_before_training(corpus):
+    empty = dataclasses.replace(corpus, raw={**corpus.raw, "forget": []})
+    with pytest.raises(ValueError, match="no documents in forget"):
+        pipeline.models.prepare(empty, "smoke")
+
+
+def test_load_models_takes_an_embedded_corpus_at_the_scale_asked_for(made, monkeypatch):
+    monkeypatch.setattr("qru.loop.fit", lambda *a, **k: pytest.fail("trained on the corpus of another scale"))
+    target, retrained, tokenizer = load_models(load_corpus("books"), scale="smoke")
+    assert target.config.hidden_size == retrained.config.hidden_size == 128
+    assert len(tokenizer) == target.config.vocab_size
