@@ -92,13 +92,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused, since no JSON reader is bound to take it back."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: the file is cut short or no JSON (names it).
+    """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a file may also end inside a character
         raise ValueError(f"{path} is not whole JSON ({error}). Delete it and run again.") from error
 
 
@@ -117,7 +123,8 @@ def load_record(path: Path | str) -> Record:
     if not path.is_file():
         raise FileNotFoundError(f"no record at {path}. Runs are listed by qru.records.load_records().")
     value = read_json(path)
-    missing = [name for name in SECTIONS if name not in value] if isinstance(value, dict) else SECTIONS
+    sections = value if isinstance(value, dict) else {}
+    missing = [name for name in SECTIONS if not isinstance(sections.get(name), dict)]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is no record of a run. Delete it and run again.")
     extra = {key: part for key, part in value.items() if key not in SECTIONS}
@@ -125,13 +132,22 @@ def load_record(path: Path | str) -> Record:
 
 
 def load_records(folder: Path | None = None) -> list[Record]:
-    """Every complete record under ``folder`` (default: this root's ``runs``), oldest first."""
-    found = (folder or paths.runs_dir()).glob("*/record.json")
-    return [load_record(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    """Every complete record under ``folder`` (default: this root's ``runs``), oldest first.
+
+    A damaged one is named on the terminal and left out: one bad file must not hide the others.
+    """
+    files = (folder or paths.runs_dir()).glob("*/record.json")
+    found = []
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):
+        try:
+            found.append(load_record(path))
+        except ValueError as error:
+            say(f"left out: {error}")
+    return found
 
 
 def latest(records: Iterable[Record] | None = None, **config: Any) -> Record:
-    """The newest record whose config holds the given values.
+    """The newest record whose config holds the given values; damaged ones are left out.
 
     Raises:
         LookupError: there is none (names the values and the command that makes one).

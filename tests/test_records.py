@@ -33,6 +33,30 @@ def test_a_half_written_record_is_named(tmp_path):
         records.load_record(tmp_path)
 
 
+def test_a_record_cut_inside_a_character_is_named(tmp_path):
+    file = tmp_path / "record.json"
+    records.write_json(file, SECTIONS | {"verdict": ["60 → 3"]})
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.index("→".encode()) + 1])
+    with pytest.raises(ValueError, match=r"record\.json is not whole JSON"):
+        records.load_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"config": {"se', b'{"verdict": "\xe2', b'{"config": {}}', b"[]", b"", b'{"config": 3}']
+)
+def test_a_damaged_record_is_named_and_left_out(tmp_path, monkeypatch, capfd, damage):
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    for seed in (0, 1, 2):
+        records.write_json(tmp_path / "runs" / f"run{seed}" / "record.json", SECTIONS | {"config": {"seed": seed}})
+    (tmp_path / "runs" / "run2" / "record.json").write_bytes(damage)
+    assert {record.config["seed"] for record in records.load_records()} == {0, 1}
+    assert records.latest(seed=1).config == {"seed": 1}
+    with pytest.raises(LookupError, match="-p seed 2"):
+        records.latest(seed=2)
+    assert f"left out: {tmp_path / 'runs' / 'run2' / 'record.json'}" in capfd.readouterr().err
+
+
 def test_a_record_without_scores_is_named(tmp_path):
     records.write_json(tmp_path / "record.json", {"config": {}})
     with pytest.raises(ValueError, match="lacks scores, crossings, cost, provenance"):
