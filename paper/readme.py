@@ -1,6 +1,6 @@
 """Put measured results into README.md, so that no number in it is typed by hand.
 
-python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's, without per-example values
+python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's
 python paper/readme.py                             # rewrite README.md and its picture from the kept ones
 """
 
@@ -19,15 +19,9 @@ README = PAPER.parent / "README.md"
 
 
 def keep(folders: list[str]) -> None:
-    """Copy records, less what is only needed to bootstrap and plot them again."""
+    """Copy records, less their learning curves."""
     for number, folder in enumerate(folders):
         value = records.read_json(Path(folder) / "record.json")
-        for by_precision in value["scores"].values():
-            for scores in by_precision.values():
-                for score in scores.values():
-                    per_example = score.pop("per_example")
-                    sides = per_example.values() if isinstance(per_example, dict) else [per_example]
-                    score["n"] = sum(map(len, sides))
         records.write_json(KEPT / f"{number}.json", {k: v for k, v in value.items() if k != "history"})
 
 

@@ -79,6 +79,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
+    temporary.chmod(0o644)  # mkstemp's files are for their owner alone
     try:
         yield temporary
         with open(temporary, "rb") as written:
