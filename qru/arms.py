@@ -10,14 +10,17 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown, clear_output
 
-from qru import paths, pipeline, records
+from qru import models, paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
 from qru.corpora import load_corpus
 from qru.defaults import resolve
+from qru.ops import QuantSpec
+from qru.ops.grid import group_width
 from qru.records import Record
 from qru.registry import unknown
 
 OWN_DEFAULTS = ("learning_rate", "epochs", "retain_weight")  # tuned per arm: one arm's value says nothing of another's
+DRAWN = 48  # weights in the picture of a single row
 
 
 def arm(name: str) -> dict[str, str | None]:
@@ -66,6 +69,42 @@ def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]
     if stored:
         return [records.load_record(paths.runs_dir() / name) for name in stored]
     return run_arms(**parameters)
+
+
+def check_grids(
+    quantizer: str, bits: Sequence[int | str], groups: Sequence[str], stored: Sequence[str] = (), scale: str = "mini"
+) -> QuantSpec:
+    """Hold the grids of a notebook against the layers that they will meet, before anything is trained.
+
+    Args:
+        quantizer: name of the grid whose weights are drawn one by one: symmetric, with groups wide enough for that.
+        bits, groups: of the overview, as in quantizer names: 2, 3, 4 or 8, and ``"g64"``, ``"row"`` or ``"tensor"``.
+        stored: runs to look at, by the names of their folders; none: runs of ``scale``.
+        scale: of the runs if none is named.
+
+    Returns:
+        The spec of ``quantizer``.
+
+    Raises:
+        ValueError: a grid that does not exist, does not divide a layer (names layer and sizes), or cannot be drawn.
+        FileNotFoundError: no run has that name.
+    """
+    for name, values in (("bits", bits), ("groups", groups)):
+        if not values:
+            raise ValueError(f"{name} is empty; the overview needs at least one.")
+    spec = QuantSpec.parse(quantizer)
+    grids = [spec, *(QuantSpec.parse(f"rtn-int{n}-{group}") for n in bits for group in groups)]
+    scales = {record.config["scale"] for record in stored_or_run(stored)} if stored else {scale}
+    shapes = {name: shape for known in sorted(scales) for name, shape in models.layer_shapes(known).items()}
+    for name, shape in shapes.items():
+        for grid in grids:
+            group_width(shape, grid, name)
+        if not spec.symmetric or group_width(shape, spec, name) < DRAWN:
+            raise ValueError(
+                f"quantizer {quantizer!r} cannot be drawn: the picture shows {DRAWN} weights of one group on a grid "
+                "around zero. Choose a symmetric one with larger groups, such as 'rtn-int4-g128'."
+            )
+    return spec
 
 
 def announce(*found: Record) -> Markdown:

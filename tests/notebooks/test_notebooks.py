@@ -14,11 +14,11 @@ import nbformat
 import pytest
 from papermill import inspect_notebook
 
-from qru.arms import run_arms
+from qru.arms import check_grids, run_arms
 from qru.config import SCALES, RunConfig
 from qru.corpora.corpus import registry
 from qru.notebook import declared_parameters
-from qru.records import load_records
+from qru.records import SECTIONS, load_records, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -109,13 +109,57 @@ def test_parameters_reach_the_command_line_help(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"), [("metod", "ga", "Did you mean 'method'"), ("seed", "abc", "it must be int")]
+    ("notebook", "name", "value", "message"),
+    [
+        ("02_unlearn", "metod", "ga", "Did you mean 'method'"),
+        ("02_unlearn", "seed", "abc", "it must be int"),
+        ("03_crossings", "groups", "g64,g96", "group_size 96 does not divide"),
+    ],
 )
-def test_a_wrong_parameter_stops_the_run(tmp_path, name, value, message):
-    ran = papermill(tmp_path, MAIN, "-p", name, value)
+def test_a_wrong_parameter_stops_the_run(tmp_path, notebook, name, value, message):
+    ran = papermill(tmp_path, ROOT / "notebooks" / f"{notebook}.ipynb", "-p", name, value)
     assert ran.returncode == 1
     assert message in ran.stderr
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+GRIDS = {"quantizer": "rtn-int4-g128", "bits": [2, "4"], "groups": ["g32", "row", "tensor"]}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_grids_of_the_crossings_notebook(scale):
+    assert check_grids(**GRIDS, scale=scale).name == "rtn-int4-g128"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantizer": "rtm-int4-g128"}, "nearest known form is 'rtn-int4-g128'"),
+        ({"quantizer": "rtn-int4-g96"}, "q_proj: group_size 96 does not divide a row of 256"),
+        ({"quantizer": "rtn-int4-g32"}, "cannot be drawn"),
+        ({"quantizer": "rtn-int4-g128-asym"}, "cannot be drawn"),
+        ({"bits": [4, 5]}, "5"),
+        ({"bits": []}, "bits is empty"),
+        ({"groups": []}, "groups is empty"),
+        ({"groups": ["128"]}, "'rtn-int2-128' is not a quantizer name"),
+        ({"groups": ["g96"]}, "group_size 96 does not divide"),
+        ({"scale": "maxi"}, "Did you mean 'mini'"),
+    ],
+    ids=str,
+)
+def test_impossible_grids_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_grids(**GRIDS | change)
+
+
+def test_grids_are_held_against_the_runs_that_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    sections = {name: {} for name in SECTIONS} | {"config": {"scale": "smoke"}}
+    write_json(tmp_path / "runs" / "mine" / "record.json", sections)
+    with pytest.raises(ValueError, match="does not divide a row of 128"):
+        check_grids(**GRIDS | {"groups": ["g256"]}, stored=["mine"], scale="mini")
+    with pytest.raises(FileNotFoundError, match="yours"):
+        check_grids(**GRIDS, stored=["yours"])
 
 
 @pytest.mark.parametrize(
