@@ -3,50 +3,182 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qru.models import linear_layers, load, quiet
+from qru import records
+from qru.models import linear_layers, load_weights, quiet
 from qru.ops import QuantSpec, merge_quantize
 from qru.quantizers import Quantizer, Update
 
+BASE_FILE = "base.json"  # beside an adapter: which base it belongs to
 
-def updates(target: torch.nn.Module, trained: torch.nn.Module) -> dict[str, Update]:
+
+def updates(
+    target: torch.nn.Module, trained: torch.nn.Module, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Update]:
     """What unlearning did to each linear layer, as it is stored.
 
     Args:
-        target: the model before unlearning.
+        target: the model before unlearning, without adapters.
         trained: the model after; wrapped by peft for LoRA.
+        dtype: of a stored weight.
 
     Returns:
-        Layer name -> ``Update``: adapters in fp32 where there are any, else the new weight in bf16.
+        Layer name -> ``Update``: adapters in fp32 where there are any, else the new weight in ``dtype``.
+
+    Raises:
+        ValueError: the models differ in their linear layers, or in the weights under an adapter; ``target`` itself
+            carries adapters; ``trained`` carries something else than one plain LoRA on linear layers (names it).
     """
-    adapters = hasattr(trained, "peft_config")
-    after = dict((trained.get_base_model() if adapters else trained).named_modules())
-    found = {}
-    for name, layer in linear_layers(target).items():
-        module = after.get(name)
-        weight = getattr(module, "weight", None)  # peft's wrapper forwards to the layer it wraps
-        if weight is None or weight.shape != layer.weight.shape:
-            shape = None if weight is None else tuple(weight.shape)
+    for name, module in target.named_modules():
+        if isinstance(module, BaseTunerLayer):
             raise ValueError(
-                f"layer {name} is {tuple(layer.weight.shape)} before and {shape} after: these are not the same "
+                f"the model before unlearning carries an adapter on {name}: peft wraps a model in place, so this is "
+                "the model after. Load the base a second time for the model before."
+            )
+    before, after = linear_layers(target), layers_under(trained)
+    for name in [*before, *(name for name in after if name not in before)]:
+        shapes = [tuple(side[name].weight.shape) if name in side else None for side in (before, after)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"layer {name} is {shapes[0]} before and {shapes[1]} after: these are not the same "
                 "architecture. Give the model that unlearning started from."
             )
-        if adapters and hasattr(module, "lora_A"):
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            found[name] = Update(a.detach().float(), b.detach().float(), module.scaling["default"])
-        else:
-            found[name] = Update(new_weight=stored(weight))
+    adapter = plain_lora(trained, set(before))
+    found = {}
+    for name, module in after.items():
+        weight = stored(module.weight, dtype)  # peft's wrapper forwards to the layer it wraps
+        if adapter is None or not isinstance(module, LoraLayer) or adapter not in module.lora_A:
+            found[name] = Update(new_weight=weight)
+            continue
+        if not torch.equal(weight, stored(before[name].weight, dtype)):
+            raise ValueError(
+                f"the weight under the adapter on {name} is not that of the model before: the adapter belongs to "
+                "another base. Give the model that it was trained on."
+            )
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        found[name] = Update(a.detach().float(), b.detach().float(), module.scaling[adapter])
+    return {name: found[name] for name in before}
+
+
+def layers_under(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Name -> linear layer, as ``linear_layers`` of the model without adapters; a wrapped layer is its wrapper."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = model.get_output_embeddings()
+    found, inside = {}, ()
+    for name, module in model.named_modules():  # a parent comes before what is in it
+        if inside and name.startswith(inside):
+            continue
+        wrapped = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if wrapped is not module:
+            inside = (*inside, f"{name}.")
+        if isinstance(wrapped, torch.nn.Linear) and module is not head:
+            found[name] = module
     return found
 
 
-def stored(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as a bf16 checkpoint holds it."""
-    return weight.detach().to(torch.bfloat16).contiguous()
+def plain_lora(model: torch.nn.Module, layers: set[str]) -> str | None:
+    """Name of the one LoRA adapter that is active in a model; ``None`` for a model without adapters.
+
+    Args:
+        layers: the linear layers, on which adapters may stand.
+
+    Raises:
+        ValueError: whatever else peft does to a model, by its name.
+    """
+    root = model.get_base_model() if isinstance(model, PeftModel) else model
+    active = None
+    for name, module in root.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise ValueError(refusal(f"modules_to_save or trainable tokens on {name}"))
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if name not in layers:
+            raise ValueError(refusal(f"an adapter on {name}, which is none of the model's inner linear layers"))
+        if not isinstance(module, LoraLayer):
+            raise ValueError(refusal(f"a {type(module).__name__} of {type(module).__module__} on {name}"))
+        if module.merged:
+            raise ValueError(f"the adapter on {name} is merged into its layer: call unmerge_adapter() first")
+        if module.disable_adapters or len(module.active_adapters) != 1:
+            on = [] if module.disable_adapters else list(module.active_adapters)
+            raise ValueError(
+                f"the active adapters on {name} are {on}: exactly one must be active. Choose it with set_adapter()."
+            )
+        if active not in (None, module.active_adapters[0]):
+            raise ValueError(
+                f"the active adapter is {active!r} on one layer and {module.active_adapters[0]!r} on {name}: exactly "
+                "one must be active. Choose it with set_adapter()."
+            )
+        active = module.active_adapters[0]
+        if active in module.lora_variant:
+            raise ValueError(refusal(f"{type(module.lora_variant[active]).__name__} on {name}"))
+        if module.lora_bias.get(active):
+            raise ValueError(refusal(f"lora_bias on {name}"))
+        if active in module.lora_embedding_A:
+            raise ValueError(refusal(f"an adapted embedding {name}"))
+    configs = getattr(model, "peft_config", None) or {}
+    if active is None:
+        if isinstance(model, PeftModel):
+            kinds = ", ".join(str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values())
+            raise ValueError(refusal(f"{kinds}, which adapts no linear layer"))
+        return None
+    if active in configs:
+        supported(configs[active])
+    return active
+
+
+def supported(config: PeftConfig) -> None:
+    """Refuse an adapter that is not W + scaling · B A and nothing else.
+
+    Raises:
+        ValueError: naming the option that makes it something else.
+    """
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind != "LORA":
+        raise ValueError(refusal(str(kind)))
+    if config.bias != "none":
+        raise ValueError(refusal(f"bias={config.bias!r}"))
+    for option in (
+        "use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "layer_replication",
+        "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+        "monteclora_config", "velora_config",
+    ):  # fmt: skip
+        if getattr(config, option, None):
+            named = {"use_dora": "DoRA (use_dora=True)"}.get(option, f"{option}={getattr(config, option)!r}")
+            raise ValueError(refusal(named))
+
+
+def refusal(what: str) -> str:
+    return (
+        f"this adapter has {what}; only plain LoRA on the linear layers is read. Merge it with peft "
+        "(merge_and_unload), save the model, and give that."
+    )
+
+
+def stored(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """A weight as a checkpoint holds it: in bf16, unless another type is given."""
+    return weight.detach().to(dtype).contiguous()
+
+
+def stored_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The type of a model's linear layers: bf16 if every value is one that bf16 has, however it is held."""
+    weights = [layer.weight.detach() for layer in layers_under(model).values()]
+    if all(torch.equal(w.bfloat16().to(w.dtype), w) or bool(w.isnan().any()) for w in weights):
+        return torch.bfloat16
+    widest = weights[0].dtype
+    for weight in weights[1:]:
+        widest = torch.promote_types(widest, weight.dtype)
+    return widest
 
 
 @torch.no_grad()
@@ -131,8 +263,12 @@ def total(counts: dict[str, dict]) -> dict:
 def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008 - a frozen dataclass
     """Which weights cross a quantization bin between two models.
 
+    Weights are counted in the type that they are stored in, fp32, fp16 or bf16; if the two sides differ, in one that
+    holds both exactly. A module whose values are all bf16 numbers counts as bf16, however it holds them: qru computes
+    in fp32 on bf16 values. An adapter is merged into the base's type.
+
     Args:
-        base: the model before; a module or the folder of a checkpoint.
+        base: the model before, without adapters; a module or the folder of a checkpoint (no tokenizer needed).
         unlearned: the model after; a module (peft-wrapped or not), the folder of a checkpoint, or of a peft adapter.
         spec: the grid.
 
@@ -141,21 +277,21 @@ def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008
         ``cosine`` of the surviving update.
 
     Raises:
-        ValueError: the two models differ in their linear layers (names the first that differs).
+        ValueError: the two models differ in their linear layers (names the first that differs), ``base`` carries an
+            adapter, or the adapter is not plain LoRA or of another base.
     """
-    before = base if isinstance(base, torch.nn.Module) else load(base)[0]
-    if isinstance(unlearned, torch.nn.Module):
-        after = unlearned
-    elif (Path(unlearned) / "adapter_config.json").is_file():
+    before, dtype = side(base)
+    if not isinstance(unlearned, torch.nn.Module) and (Path(unlearned) / "adapter_config.json").is_file():
         after = with_adapter(before, unlearned)
     else:
-        after = load(unlearned)[0]
-    found = updates(before, after)
+        after, its_dtype = side(unlearned)
+        dtype = torch.promote_types(dtype, its_dtype)
+    found = updates(before, after, dtype)
     counts = {}
     for name, layer in linear_layers(before).items():
         update = found[name]
         out = merge_quantize(
-            stored(layer.weight), update.lora_A, update.lora_B, update.scaling, spec,
+            stored(layer.weight, dtype), update.lora_A, update.lora_B, update.scaling, spec,
             new_weight=update.new_weight, name=name,
         )  # fmt: skip
         counts[name] = out.stats.as_dict()
@@ -163,16 +299,63 @@ def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008
     return {"layers": counts, "total": total(counts)}
 
 
+def side(model: torch.nn.Module | Path | str) -> tuple[torch.nn.Module, torch.dtype]:
+    """One side of an audit, loaded if it is a folder, and the type that its linear layers are stored in."""
+    if isinstance(model, torch.nn.Module):
+        return model, stored_dtype(model)
+    loaded = load_weights(model)
+    weights = [layer.weight for layer in layers_under(loaded).values()]
+    dtype = weights[0].dtype
+    for weight in weights[1:]:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    return loaded, dtype
+
+
+def base_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and bf16 values of a model's linear layers: which base an adapter belongs to."""
+    found = hashlib.sha256()
+    for name, layer in linear_layers(model).items():
+        found.update(f"{name} {tuple(layer.weight.shape)}\n".encode())
+        found.update(stored(layer.weight).cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_adapter(trained: torch.nn.Module, target: torch.nn.Module, folder: Path | str) -> None:
+    """Save the adapter of ``trained`` as peft does, and beside it which base it belongs to.
+
+    Args:
+        trained: wrapped by peft.
+        target: the model that it was trained on, without adapters.
+        folder: made if it is not there.
+    """
+    trained.save_pretrained(str(folder))
+    records.write_json(Path(folder) / BASE_FILE, {"linear_layers_sha256": base_digest(target)})
+
+
 def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:
     """A copy of ``model`` with a saved peft adapter on it, not merged.
 
     Raises:
-        ValueError: the adapter was trained on a model of other shapes (names the first layer that differs).
+        ValueError: the adapter is not plain LoRA (names what it has), or it belongs to another base: the digest saved
+            beside it is another model's, its shapes differ, or it has more or fewer layers (names the first).
     """
+    folder, another = Path(folder), f"the adapter in {folder} does not fit this model; it belongs to another base."
+    if (folder / BASE_FILE).is_file():
+        known, here = records.read_json(folder / BASE_FILE)["linear_layers_sha256"], base_digest(model)
+        if known != here:
+            raise ValueError(f"{another} It was trained on weights {known[:12]}…, and these are {here[:12]}….")
+    supported(PeftConfig.from_pretrained(str(folder)))
+    saved = load_peft_weights(str(folder), device="cpu")
     try:
-        with quiet():
-            return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
-    except RuntimeError as error:
-        raise ValueError(
-            f"the adapter in {folder} does not fit this model; it belongs to another base. {error}"
-        ) from error
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # raised below, by name
+            adapted = PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{another} {error}") from error
+    plain_lora(adapted, set(linear_layers(model)))
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for key in [*expected, *saved]:
+        if key not in saved or key not in expected:
+            where = "missing from" if key not in saved else "more than the model has in"
+            raise ValueError(f"{another} {key} is {where} the adapter's file.")
+    return adapted
