@@ -46,6 +46,7 @@ def updates(
                 f"the model before unlearning carries an adapter on {name}: peft wraps a model in place, so this is "
                 "the model after. Load the base a second time for the model before."
             )
+    adapter = plain_lora(trained)
     before, after = linear_layers(target), layers_under(trained)
     for name in [*before, *(name for name in after if name not in before)]:
         shapes = [tuple(side[name].weight.shape) if name in side else None for side in (before, after)]
@@ -54,7 +55,6 @@ def updates(
                 f"layer {name} is {shapes[0]} before and {shapes[1]} after: these are not the same "
                 "architecture. Give the model that unlearning started from."
             )
-    adapter = plain_lora(trained, set(before))
     found = {}
     for name, module in after.items():
         weight = stored(module.weight, dtype)  # peft's wrapper forwards to the layer it wraps
@@ -87,17 +87,15 @@ def layers_under(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return found
 
 
-def plain_lora(model: torch.nn.Module, layers: set[str]) -> str | None:
+def plain_lora(model: torch.nn.Module) -> str | None:
     """Name of the one LoRA adapter that is active in a model; ``None`` for a model without adapters.
-
-    Args:
-        layers: the linear layers, on which adapters may stand.
 
     Raises:
         ValueError: whatever else peft does to a model, by its name.
     """
     root = model.get_base_model() if isinstance(model, PeftModel) else model
-    active = None
+    configs = getattr(model, "peft_config", None) or {}
+    layers, active = layers_under(model), None
     for name, module in root.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
             raise ValueError(refusal(f"modules_to_save or trainable tokens on {name}"))
@@ -119,6 +117,8 @@ def plain_lora(model: torch.nn.Module, layers: set[str]) -> str | None:
                 f"the active adapter is {active!r} on one layer and {module.active_adapters[0]!r} on {name}: exactly "
                 "one must be active. Choose it with set_adapter()."
             )
+        if active is None and module.active_adapters[0] in configs:
+            supported(configs[module.active_adapters[0]])
         active = module.active_adapters[0]
         if active in module.lora_variant:
             raise ValueError(refusal(f"{type(module.lora_variant[active]).__name__} on {name}"))
@@ -126,14 +126,9 @@ def plain_lora(model: torch.nn.Module, layers: set[str]) -> str | None:
             raise ValueError(refusal(f"lora_bias on {name}"))
         if active in module.lora_embedding_A:
             raise ValueError(refusal(f"an adapted embedding {name}"))
-    configs = getattr(model, "peft_config", None) or {}
-    if active is None:
-        if isinstance(model, PeftModel):
-            kinds = ", ".join(str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values())
-            raise ValueError(refusal(f"{kinds}, which adapts no linear layer"))
-        return None
-    if active in configs:
-        supported(configs[active])
+    if active is None and isinstance(model, PeftModel):
+        kinds = ", ".join(str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values())
+        raise ValueError(refusal(f"{kinds}, which adapts no linear layer"))
     return active
 
 
@@ -352,7 +347,7 @@ def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:
             adapted = PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{another} {error}") from error
-    plain_lora(adapted, set(linear_layers(model)))
+    plain_lora(adapted)
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for key in [*expected, *saved]:
         if key not in saved or key not in expected:
