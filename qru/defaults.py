@@ -30,7 +30,7 @@ MINI: dict[tuple[str, str, str], tuple[float, int, float]] = {
 }
 
 SMOKE = (1e-4, 1, 1.0)
-BATCH_SIZE = {"smoke": 4, "mini": 4, "muse": 16}
+BATCH_SIZE = {"smoke": 4, "mini": 4}
 
 
 def resolve(config: RunConfig) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from qru.config import RunConfig, choice, digest
+from qru.config import SCALES, RunConfig, choice, digest
 from qru.notebook import checked, declared_parameters
 from qru.records import load_record, read_json, say, write_json
 from qru.registry import unknown
@@ -25,7 +25,6 @@ KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".sv
 TOP = ("defaults", "experiments", "artefacts")
 EXPERIMENT = ("why", "each", "smoke")
 ARTEFACT = ("why", "experiments", "parameters")
-SCALES = ("smoke", "mini", "muse")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def plan(path: Path, scale: str, kept: Path | None = None) -> Plan:
 
     Args:
         path: of ``experiments.yaml``.
-        scale: ``"smoke"`` (one cell an experiment), ``"mini"`` or ``"muse"``.
+        scale: ``"smoke"`` (one cell an experiment) or ``"mini"``.
         kept: file that remembers the plan, so that reading it again needs no import of torch; it holds for one state
             of the declaration and of the package.
 

@@ -213,6 +213,7 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
         for file in temporary.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
+        temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
         os.rename(temporary, folder)
         records.fsync_folder(folder.parent)
     finally:
