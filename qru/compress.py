@@ -16,7 +16,7 @@ from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from qru import records
-from qru.models import linear_layers, load_weights, quiet
+from qru.models import linear_layers, load_weights, loading, quiet
 from qru.ops import QuantSpec, merge_quantize
 from qru.quantizers import Quantizer, Update
 
@@ -339,8 +339,11 @@ def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:
         known, here = records.read_json(folder / BASE_FILE)["linear_layers_sha256"], base_digest(model)
         if known != here:
             raise ValueError(f"{another} It was trained on weights {known[:12]}…, and these are {here[:12]}….")
-    supported(PeftConfig.from_pretrained(str(folder)))
-    saved = load_peft_weights(str(folder), device="cpu")
+    if not list(folder.glob("adapter_model.*")):  # or peft would look for a repository of this name
+        raise ValueError(f"the adapter in {folder} has no adapter_model.safetensors: its saving did not finish.")
+    with loading(folder):
+        config, saved = PeftConfig.from_pretrained(str(folder)), load_peft_weights(str(folder), device="cpu")
+    supported(config)
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # raised below, by name

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from qru import compress, models
@@ -208,6 +208,28 @@ def test_an_adapter_with_other_layers_is_refused(base, tmp_path, change):
     ]
     with pytest.raises(ValueError, match=f"another base.*{layer}.*{change if change == 'missing' else 'more than'}"):
         compress.audit(base, tmp_path / "adapter")
+
+
+def test_a_damaged_adapter_is_named(base, tmp_path):
+    with_lora(copy.deepcopy(base)).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"adapter cannot be loaded"):
+        compress.audit(base, tmp_path / "adapter")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
+        compress.audit(base, tmp_path / "adapter")
+
+
+def test_another_kind_of_adapter_is_refused(base, tmp_path):
+    with models.quiet():
+        scaled = get_peft_model(
+            copy.deepcopy(base), IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+        )
+    scaled.save_pretrained(tmp_path / "adapter")
+    for after in (scaled, tmp_path / "adapter"):
+        with pytest.raises(ValueError, match=r"(?i)ia3.*only plain LoRA"):
+            compress.audit(base, after)
 
 
 @pytest.mark.parametrize(
