@@ -10,6 +10,7 @@ import pandas as pd
 
 from qru import models
 from qru.corpora import Corpus, load_corpus
+from qru.corpora.world import units_of_documents
 from qru.metrics import Score, auc
 from qru.metrics.bootstrap import interval, resamples
 from qru.models import Checkpoints
@@ -28,11 +29,13 @@ KNOWN, COPIED, APART = 90.0, 60.0, 20.0  # percent: what the target must score, 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus, its three models and their scores in bf16 (``scores["base" | "target" | "retrained"][metric]``)."""
+    """A corpus, its three models and their scores in bf16 (``scores["base" | "target" | "retrained"][metric]``), and
+    the unit that each document belongs to."""
 
     corpus: Corpus
     checkpoints: Checkpoints
     scores: Mapping[str, Mapping[str, Score]]
+    units: Mapping[str, str]
 
 
 def prepare(corpus: str, scale: str) -> Prepared:
@@ -48,7 +51,7 @@ def prepare(corpus: str, scale: str) -> Prepared:
         name: {metric: Score.from_dict(score) for metric, score in by_precision["bf16"].items()}
         for name, by_precision in stored.items()
     }
-    return Prepared(loaded, made, scores)
+    return Prepared(loaded, made, scores, units_of_documents(scale))
 
 
 def split_table(corpus: Corpus) -> pd.DataFrame:
@@ -93,11 +96,29 @@ def model_table(prepared: Prepared) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def auc_interval(forget: Sequence[float], holdout: Sequence[float], n_boot: int = 2000) -> tuple[float, float]:
-    """95 % interval of an AUC, forget and holdout texts resampled independently."""
+def auc_interval(
+    forget: Sequence[float],
+    holdout: Sequence[float],
+    forget_units: Sequence[str],
+    holdout_units: Sequence[str],
+    n_boot: int = 2000,
+) -> tuple[float, float]:
+    """95 % interval of an AUC, units of forget and of holdout texts resampled independently.
+
+    Texts of a unit share their entities, and a name that a model finds unlikely makes all of them unlikely; resampling
+    texts one by one would take them for independent and give an interval that is too narrow.
+
+    Args:
+        forget, holdout: a score of each text.
+        forget_units, holdout_units: the unit of each text.
+    """
     wins = (np.sign(np.asarray(forget)[:, None] - np.asarray(holdout)[None, :]) + 1) / 2
-    drawn = ((resamples(len(forget), n_boot, 0) @ wins) * resamples(len(holdout), n_boot, 1)).sum(1)
-    return interval(drawn / wins.size)
+    inside = [
+        (np.array(sorted(set(units)))[:, None] == np.asarray(units)[None, :]).astype(float)
+        for units in (forget_units, holdout_units)
+    ]  # (units, texts) each
+    drawn = [resamples(len(rows), n_boot, seed) @ rows for seed, rows in enumerate(inside)]  # (n_boot, texts)
+    return interval(((drawn[0] @ wins) * drawn[1]).sum(1) / (drawn[0].sum(1) * drawn[1].sum(1)))
 
 
 def requirement_table(prepared: Prepared) -> pd.DataFrame:
@@ -108,7 +129,8 @@ def requirement_table(prepared: Prepared) -> pd.DataFrame:
     """
     base, target, retrained = (prepared.scores[name] for name in ("base", "target", "retrained"))
     membership = retrained["privleak"].per_example
-    low, high = auc_interval(membership["forget"], membership["holdout"])
+    units = [[prepared.units[text] for text in prepared.corpus.privleak[side]] for side in ("forget", "holdout")]
+    low, high = auc_interval(membership["forget"], membership["holdout"], *units)
     area = auc(membership["forget"], membership["holdout"])
     gap = retrained["knowmem"].value - base["knowmem"].value
     utility = [score["utility"] for score in (target, retrained)]
@@ -122,7 +144,7 @@ def requirement_table(prepared: Prepared) -> pd.DataFrame:
         ("retrained knows retain as well as target", "intervals of Utility overlap",
          f"{utility[1]} against {utility[0]}",
          utility[1].ci[0] <= utility[0].ci[1] and utility[0].ci[0] <= utility[1].ci[1]),
-        ("retrained cannot tell forget from holdout", "0.5 in the interval of AUC",
+        ("retrained cannot tell forget from holdout", "0.5 in the interval of AUC, over units",
          f"{area:.2f} [{low:.2f}, {high:.2f}]", low <= 0.5 <= high),
     ]  # fmt: skip
     table = pd.DataFrame(checks, columns=["requirement", "asked", "measured", "met"])

@@ -82,6 +82,21 @@ def create_world(scale: str, seed: int) -> World:
     return World(size, seed, units, reserved=-(-(size.pairs + size.icl) // facts_per_unit))
 
 
+def units_of_documents(scale: str, seed: int = 0) -> dict[str, str]:
+    """Document -> name of the unit it belongs to, over all embedded corpora of a scale.
+
+    Documents of a unit tell of the same entities, so they are no independent sample: what is resampled to judge a
+    difference between splits are units.
+    """
+    world = create_world(scale, seed)
+    return {
+        document: f"{part} {number}"
+        for part, units in world.units.items()
+        for number, unit in enumerate(units)
+        for document in unit.documents
+    }
+
+
 def assemble(name: str, world: World, splits: dict[str, list[Unit]], rng: random.Random) -> Corpus:
     """The corpus whose forget, retain1, retain2 and holdout splits are made of these units."""
     size = world.size
