@@ -177,5 +177,5 @@ def asked(record: Record, metric: str) -> list[tuple[str, str]]:
     else:
         pairs = [(pair["question"], pair["answer"]) for pair in corpus.knowmem["forget_qa"]]
     if record.config["forget_goal"] is not None:  # only the half that no stopping rule has looked at is reported
-        pairs = [pairs[i] for i in pipeline.halves(len(pairs))[1]]
+        pairs = [pairs[i] for i in pipeline.forget_halves(corpus)[1][metric]]
     return pairs

@@ -23,7 +23,7 @@ from qru.defaults import resolve
 from qru.metrics import evaluate
 from qru.objectives import methods, parse_method
 from qru.parallel import side_by_side
-from qru.pipeline import halves
+from qru.pipeline import forget_halves
 from qru.unlearn import unlearn
 
 SEED, GOAL, EPOCHS = 1000, 20.0, 4
@@ -41,7 +41,7 @@ def trajectory(method: str, adapter: str, weights: str, rate: float) -> list[dic
     corpus = load_corpus("books")
     made = models.prepare(corpus, "mini")
     target, tokenizer = models.load(made.target)
-    stopping = {"verbmem": halves(len(corpus.verbmem))[0], "knowmem": halves(len(corpus.knowmem["forget_qa"]))[0]}
+    stopping, _ = forget_halves(corpus)
     seen = []
 
     def forget_score(model):

@@ -56,19 +56,15 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def halves(count: int) -> tuple[list[int], list[int]]:
-    """Positions of the stopping half and of the reported half: even and odd."""
-    return list(range(0, count, 2)), list(range(1, count, 2))
+def forget_halves(corpus: Corpus) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Positions of the forget examples that a stopping rule looks at (even), and of those then reported (odd).
 
-
-def _reported(corpus: Corpus, config: RunConfig) -> dict[str, list[int]] | None:
-    """Which forget examples are reported: all, or the half that no stopping rule has looked at."""
-    if config.forget_goal is None:
-        return None
-    return {
-        "verbmem": halves(len(corpus.verbmem))[1],
-        "knowmem": halves(len(corpus.knowmem["forget_qa"]))[1],
-    }
+    Returns:
+        (stopping, reported), each metric -> positions, as ``evaluate`` takes them.
+    """
+    counts = {"verbmem": len(corpus.verbmem), "knowmem": len(corpus.knowmem["forget_qa"])}
+    stopping, reported = ({name: list(range(at, n, 2)) for name, n in counts.items()} for at in (0, 1))
+    return stopping, reported
 
 
 def run(config: RunConfig | None = None, **parameters: Any) -> Record:
@@ -151,7 +147,7 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
         clock = Clock(folder / "partial" / "cost.json")
         label = f"{config.method} {config.adapter} {config.weights}"
         quantizers = [load_quantizer(name) for name in config.quantizers]
-        reported = _reported(corpus, config)
+        reported = None if config.forget_goal is None else forget_halves(corpus)[1]
         reference = _privleak_reference(made, corpus)
         scores = baseline_scores(corpus, made, quantizers=config.quantizers, short=True)
         target, tokenizer = models.load(made.target)
@@ -298,7 +294,7 @@ def _unlearn(config, corpus, tokenizer, made: models.Checkpoints, folder: Path, 
     if not (folder / "model").is_dir():
         target, _ = models.load(made.target)
         trained, _ = models.load(made.target)
-        stopping = {"verbmem": halves(len(corpus.verbmem))[0], "knowmem": halves(len(corpus.knowmem["forget_qa"]))[0]}
+        stopping, _ = forget_halves(corpus)
 
         def forget_score(model: torch.nn.Module) -> dict[str, float]:
             found = evaluate(
