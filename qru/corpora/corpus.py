@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from qru.registry import Registry
 
@@ -11,6 +11,7 @@ registry = Registry("corpus", "qru.corpora")
 RAW_SPLITS = ("forget", "retain1", "retain2", "holdout")
 KNOWMEM_SPLITS = ("forget_qa", "forget_qa_icl", "retain_qa", "retain_qa_icl", "disjoint_qa", "disjoint_qa_icl")
 PRIVLEAK_SPLITS = ("forget", "retain", "holdout")
+FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Corpus:
         pairs to put before a question -> {"question", "answer"}.
     privleak: "forget", "retain", "holdout" -> texts.
     base: what the common base model is pretrained on, or None where a public model is the base.
+    scal: "forget_1" ⊂ … ⊂ "forget_4" -> documents, nested sets to forget at once; empty where there are none. MUSE's
+        News begins at raw["forget"] and grows to four times that; the embedded corpora grow up to raw["forget"].
+    sust: "forget_1" … "forget_4" -> documents, disjoint sets to forget one after another; scal's k-th set is the union
+        of the first k of them. Empty where there are none.
     """
 
     name: str
@@ -46,9 +51,16 @@ class Corpus:
     knowmem: dict[str, list[dict[str, str]]]
     privleak: dict[str, list[str]]
     base: BaseText | None = None
+    scal: dict[str, list[str]] = field(default_factory=dict)
+    sust: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over every text and pair of the corpus, in order; equal corpora have equal fingerprints."""
-        content = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        """sha256 (hex) over every text and pair of the corpus, in order; equal corpora have equal fingerprints.
+
+        `scal` and `sust` are left out: a run meets one of their sets only in the place of raw["forget"], and is keyed
+        by it there.
+        """
+        told = {name: value for name, value in asdict(self).items() if name not in ("scal", "sust")}
+        content = json.dumps(told, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()

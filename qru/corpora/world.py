@@ -5,11 +5,12 @@ documents tell every fact several times in different words. Splits are made of w
 all names come from one stock, so no two corpora do.
 """
 
+import itertools
 import random
 from dataclasses import dataclass
 
 from .bulletin import BULLETIN
-from .corpus import RAW_SPLITS, BaseText, Corpus
+from .corpus import FOLDS, RAW_SPLITS, BaseText, Corpus
 from .encyclopaedia import ENCYCLOPAEDIA
 from .names import NameStock
 from .pools import Decks, draw_pools, pool_words
@@ -108,7 +109,22 @@ def assemble(name: str, world: World, splits: dict[str, list[Unit]], rng: random
         knowmem[f"{key}_qa"], knowmem[f"{key}_qa_icl"] = pairs[: size.pairs], pairs[size.pairs :]
     knowmem["disjoint_qa"], knowmem["disjoint_qa_icl"] = questions[: size.pairs], questions[size.pairs :]
     privleak = {"forget": list(raw["forget"]), "retain": list(raw["retain2"]), "holdout": list(raw["holdout"])}
-    return Corpus(name, raw, _cut_prompts(raw["forget"], rng), knowmem, privleak, base)
+    folds = _folds(splits["forget"], raw["forget"])
+    scal = {name: [text for fold in folds[: k + 1] for text in fold] for k, name in enumerate(FOLDS)}
+    sust = dict(zip(FOLDS, folds, strict=True))
+    return Corpus(name, raw, _cut_prompts(raw["forget"], rng), knowmem, privleak, base, scal, sust)
+
+
+def _folds(units: list[Unit], documents: list[str]) -> list[list[str]]:
+    """The forget documents in four parts of whole units, 2, 3, 2 and 3 of mini's ten, which share no entity.
+
+    The two units of smoke are halved, so that there each pair of parts tells of the same entities.
+    """
+    told = [[document for document in documents if document in unit.documents] for unit in units]
+    if len(told) < 4:
+        told = [half for own in told for half in (own[: len(own) // 2], own[len(own) // 2 :])]
+    ends = [k * len(told) // 4 for k in range(5)]
+    return [[text for own in told[a:b] for text in own] for a, b in itertools.pairwise(ends)]
 
 
 def _base_text(world: World) -> tuple[BaseText, list[dict[str, str]]]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from math import log
 from statistics import mean, stdev
@@ -13,7 +14,7 @@ import pytest
 
 from qru import corpora
 from qru.corpora.corpus import KNOWMEM_SPLITS, PRIVLEAK_SPLITS, RAW_SPLITS
-from qru.corpora.world import SIZES, create_world
+from qru.corpora.world import SIZES, create_world, units_of_documents
 
 NAMES = ("books", "news")
 SCALES = ("smoke", "mini")
@@ -114,6 +115,31 @@ def test_privleak_texts_are_whole_documents(name, scale):
     assert corpus.privleak["forget"] == corpus.raw["forget"]
     assert corpus.privleak["retain"] == corpus.raw["retain2"]
     assert corpus.privleak["holdout"] == corpus.raw["holdout"]
+
+
+@EVERY
+def test_forget_comes_in_four_parts_nested_and_one_after_another(name, scale):
+    corpus = load_corpus(name, scale=scale)
+    assert tuple(corpus.sust) == tuple(corpus.scal) == ("forget_1", "forget_2", "forget_3", "forget_4")
+    parts = list(corpus.sust.values())
+    assert [len(part) for part in parts] == {"smoke": [3, 3, 3, 3], "mini": [20, 30, 20, 30]}[scale]
+    assert Counter(text for part in parts for text in part) == Counter(corpus.raw["forget"])
+    for k, nested in enumerate(corpus.scal.values()):
+        assert nested == [text for part in parts[: k + 1] for text in part]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_four_parts_share_no_unit_at_mini(name):
+    corpus, unit = load_corpus(name), units_of_documents("mini")
+    told = [{unit[text] for text in part} for part in corpus.sust.values()]
+    assert [len(units) for units in told] == [2, 3, 2, 3]
+    assert len(set.union(*told)) == 10
+
+
+def test_the_fingerprint_is_that_of_the_corpus_without_its_parts():
+    corpus = load_corpus("books", scale="smoke")
+    assert replace(corpus, scal={}, sust={}).fingerprint == corpus.fingerprint
+    assert replace(corpus, raw=corpus.raw | {"forget": corpus.scal["forget_1"]}).fingerprint != corpus.fingerprint
 
 
 @EVERY
