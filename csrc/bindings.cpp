@@ -62,6 +62,8 @@ qru::MergeQuantizeParams params_of(const py::dict& problem) {
   p.merged = address<void>(problem, "merged");
   p.counts = address<int64_t>(problem, "counts");
   p.sums = address<double>(problem, "sums");
+  p.dequantized = address<void>(problem, "dequantized");
+  p.precision = number<int>(problem, "precision");
   return p;
 }
 
@@ -97,6 +99,9 @@ py::dict build_info() {
 py::tuple run_cpu(const py::dict& problem, int threads, const std::string& isa) {
   const qru::MergeQuantizeParams p = params_of(problem);
   const qru::Isa chosen = isa_named(isa);
+  if (p.dequantized != nullptr && !qru::kCpuDequantizes) {
+    throw std::runtime_error("the CPU kernel of this build does not write dequantized weights");
+  }
   qru::MergeQuantizeFault fault;
   {
     py::gil_scoped_release release;

@@ -10,6 +10,12 @@ namespace qru {
 constexpr int kCounts = 5;  // crossed, changed, moved, steps_moved, zero_groups; the histogram follows
 constexpr int kSums = 4;    // predicted, sum_dw2, sum_q_dw, sum_q2
 
+// How B A is summed: float32 FMAs with k ascending, or bfloat16 tensor-core products of split operands (CUDA only).
+enum Precision : int { kExact = 0, kTensorCore = 1 };
+
+// Until the CPU launcher writes `dequantized`, its caller refuses to ask for it.
+constexpr bool kCpuDequantizes = false;
+
 struct MergeQuantizeParams {
   int64_t rows;     // out
   int64_t columns;  // in
@@ -27,13 +33,16 @@ struct MergeQuantizeParams {
   const void* lora_b;      // (rows, rank)
   const void* new_weight;  // (rows, columns) or null
 
-  void* packed;           // rows of packed_stride bytes
+  void* packed;           // rows of packed_stride bytes; null with `dequantized`
   int64_t packed_stride;  // bytes
-  float* scales;          // (rows, columns / group), or 1
-  float* zeros;           // likewise, or null when symmetric
+  float* scales;          // (rows, columns / group), or 1; null with `dequantized`
+  float* zeros;           // likewise; null when symmetric and with `dequantized`
   void* merged;           // (rows, columns) or null; required when per_tensor and rank > 0
-  int64_t* counts;        // kCounts + 2^bits
-  double* sums;           // kSums
+  int64_t* counts;        // kCounts + 2^bits; null: nothing is counted, and the base's grid and codes are not needed
+  double* sums;           // kSums; null with `counts`
+
+  void* dequantized;  // (rows, columns) in the weight's dtype, (q - z) * s in float32 rounded once; or null
+  int precision;      // kExact or kTensorCore
 };
 
 // Where a launcher met something that has no answer; the first by row. -1: nowhere.

@@ -2,7 +2,14 @@
 
 from qru.ops.extension import build_info
 from qru.ops.grid import QuantSpec, dequantize, quantize_ref
-from qru.ops.merge_quantize import CrossingStats, QuantizedWeight, merge_quantize, merge_quantize_ref
+from qru.ops.merge_quantize import (
+    CrossingStats,
+    QuantizedWeight,
+    merge_dequantize,
+    merge_dequantize_ref,
+    merge_quantize,
+    merge_quantize_ref,
+)
 from qru.ops.pack import pack, unpack
 
 __all__ = [
@@ -11,6 +18,8 @@ __all__ = [
     "QuantizedWeight",
     "build_info",
     "dequantize",
+    "merge_dequantize",
+    "merge_dequantize_ref",
     "merge_quantize",
     "merge_quantize_ref",
     "pack",

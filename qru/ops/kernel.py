@@ -1,4 +1,5 @@
-"""``torch.ops.qru.merge_quantize``: the kernel as a torch operator, so that torch.compile and meta tensors work.
+"""The kernel as torch operators, ``torch.ops.qru.merge_quantize`` and ``merge_dequantize``, so that torch.compile and
+meta tensors work.
 
 This layer allocates and passes addresses; checks are made before it and statistics read after it.
 """
@@ -17,6 +18,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/gr
 COUNTS = ("crossed", "changed", "moved", "steps_moved", "zero_groups")
 SUMS = ("predicted", "sum_dw2", "sum_q_dw", "sum_q2")
 FAULTS = ("non_finite_row", "step_overflow_row")  # -1: none
+PRECISIONS = {"exact": 0, "tensor-core": 1}  # csrc/merge_quantize.h: Precision
 
 
 def serves(device: torch.device) -> bool:
@@ -36,6 +38,7 @@ def merge_quantize_op(
     scaling: float,
     spec: str,
     merged: bool,
+    precision: str,
     threads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One launch on contiguous, checked tensors; ``spec`` is a ``QuantSpec.full_name``.
@@ -45,15 +48,66 @@ def merge_quantize_op(
         FAULTS), sums float64 (SUMS).
     """
     grid = QuantSpec.parse(spec)
-    if weight.device.type == "cuda":
-        weight, new_weight = _aligned(weight), _aligned(new_weight)
     packed, scales, zeros, after, counts, sums = _outputs(weight, grid, merged)
-    columns = weight.shape[1]
-    per_tensor = grid.group_size == "tensor"
+    outputs = {
+        "packed": packed.data_ptr(),
+        "packed_stride": packed.stride(0) * packed.element_size(),
+        "scales": scales.data_ptr(),
+        "zeros": zeros.data_ptr() if zeros.numel() else 0,
+        "merged": after.data_ptr() if merged else 0,
+        "counts": counts.data_ptr(),
+        "sums": sums.data_ptr(),
+    }
+    _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, counts[-2:])
+    return packed, scales, zeros, after, counts, sums
+
+
+@merge_quantize_op.register_fake
+def _(weight, lora_A, lora_B, new_weight, scaling, spec, merged, precision, threads):
+    return _outputs(weight, QuantSpec.parse(spec), merged)
+
+
+@torch.library.custom_op("qru::merge_dequantize", mutates_args=())
+def merge_dequantize_op(
+    weight: Tensor,
+    lora_A: Tensor | None,
+    lora_B: Tensor | None,
+    new_weight: Tensor | None,
+    scaling: float,
+    spec: str,
+    precision: str,
+    threads: int,
+) -> tuple[Tensor, Tensor]:
+    """As ``merge_quantize_op``, for the quantized weight's values and nothing else.
+
+    Returns:
+        dequantized (out, in) in the weight's dtype, faults int64 (FAULTS).
+    """
+    dequantized, faults = torch.empty_like(weight), weight.new_zeros(len(FAULTS), dtype=torch.int64)
+    outputs = {"dequantized": dequantized.data_ptr()}
+    grid = QuantSpec.parse(spec)
+    _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, faults)
+    return dequantized, faults
+
+
+@merge_dequantize_op.register_fake
+def _(weight, lora_A, lora_B, new_weight, scaling, spec, precision, threads):
+    return torch.empty_like(weight), weight.new_empty(len(FAULTS), dtype=torch.int64)
+
+
+# Addresses a launch may do without: 0 for an output nobody wants.
+OUTPUTS = ("packed", "packed_stride", "scales", "zeros", "merged", "counts", "sums", "dequantized")
+
+
+def _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, faults):
+    """Fill the outputs given by address, and ``faults`` (2,)."""
     on_cuda = weight.device.type == "cuda"
+    if on_cuda:
+        weight, new_weight = _aligned(weight), _aligned(new_weight)
+    per_tensor = grid.group_size == "tensor"
     problem = {
         "rows": weight.shape[0],
-        "columns": columns,
+        "columns": weight.shape[1],
         "rank": 0 if lora_A is None else lora_A.shape[0],
         "group": group_width(tuple(weight.shape), grid),
         "per_tensor": per_tensor,
@@ -69,32 +123,22 @@ def merge_quantize_op(
         "lora_A": _address(lora_A),
         "lora_B": _address(lora_B),
         "new_weight": _address(new_weight),
-        "packed": packed.data_ptr(),
-        "packed_stride": packed.stride(0) * packed.element_size(),
-        "scales": scales.data_ptr(),
-        "zeros": zeros.data_ptr() if zeros.numel() else 0,
-        "merged": after.data_ptr() if merged else 0,
-        "counts": counts.data_ptr(),
-        "sums": sums.data_ptr(),
+        "precision": PRECISIONS[precision],
+        **dict.fromkeys(OUTPUTS, 0),
+        **outputs,
     }
-    scratch = None  # lives until the launch is enqueued; torch's allocator orders its reuse on the stream
     if on_cuda:
-        _launch_cuda(problem, weight, lora_A, merged, packed, counts)
-    else:
-        if per_tensor and lora_A is not None and not merged:
-            # One grid per matrix needs two passes: the first leaves the merged weight for the second.
-            scratch = torch.empty_like(weight)
-            problem["merged"] = scratch.data_ptr()
-        isa = os.environ.get("QRU_ISA", "auto")
-        faults = extension().merge_quantize_cpu(problem, threads or torch.get_num_threads(), isa)
-        counts[-2:] = torch.tensor(faults)
+        _launch_cuda(problem, weight, faults)
+        return
+    scratch = None  # alive until the launch is over
+    if per_tensor and lora_A is not None and not problem["merged"]:
+        # One grid per matrix needs two passes: the first leaves the merged weight for the second.
+        scratch = torch.empty_like(weight)
+        problem["merged"] = scratch.data_ptr()
+    isa = os.environ.get("QRU_ISA", "auto")
+    found = extension().merge_quantize_cpu(problem, threads or torch.get_num_threads(), isa)
     del scratch
-    return packed, scales, zeros, after, counts, sums
-
-
-@merge_quantize_op.register_fake
-def _(weight, lora_A, lora_B, new_weight, scaling, spec, merged, threads):
-    return _outputs(weight, QuantSpec.parse(spec), merged)
+    faults[:] = torch.tensor(found)
 
 
 def _outputs(weight: Tensor, spec: QuantSpec, merged: bool):
@@ -111,29 +155,29 @@ def _outputs(weight: Tensor, spec: QuantSpec, merged: bool):
     )
 
 
-def _launch_cuda(problem, weight, lora_A, merged, packed, counts):
+def _launch_cuda(problem, weight, faults):
     module = extension()
     fused, blocks = module.plan_cuda(problem)
     with torch.cuda.device(weight.device):
-        partials = weight.new_empty((blocks, len(SUMS)), dtype=torch.float64)
+        # Scratch lives until the launches are enqueued; torch's allocator orders its reuse on the stream.
+        partials = weight.new_empty((blocks if problem["counts"] else 0, len(SUMS)), dtype=torch.float64)
         ranges = weight.new_zeros(4, dtype=torch.int32)
-        counts[-2:] = -1  # as unsigned, larger than any row
-        unpacked = None
-        if fused:
-            codes = 0
-        elif packed.dtype == torch.int8:
-            codes = packed.data_ptr()
-        else:
-            unpacked = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-            codes = unpacked.data_ptr()
+        faults[:] = -1  # as unsigned, larger than any row
+        unpacked, codes = None, 0
+        if not fused and problem["packed"]:
+            if codes_per_word(problem["bits"]) is None:
+                codes = problem["packed"]
+            else:
+                unpacked = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+                codes = unpacked.data_ptr()
         between = None
-        if not fused and lora_A is not None and not merged:
+        if not fused and problem["rank"] and not problem["merged"]:
             between = torch.empty_like(weight)
             problem["merged"] = between.data_ptr()
         module.merge_quantize_cuda(
             problem,
             partials=partials.data_ptr(),
-            faults=counts[-2:].data_ptr(),
+            faults=faults.data_ptr(),
             range=ranges.data_ptr(),
             codes=codes,
             stream=torch.cuda.current_stream().cuda_stream,

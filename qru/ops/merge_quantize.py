@@ -2,8 +2,10 @@
 
 ``merge_quantize`` is the fast one (one pass, compiled); ``merge_quantize_ref`` beside it is the specification, in plain
 PyTorch. Both give the same merged weight, codes, scales and counts, bit for bit; sums of floats agree to 1e-5.
+``merge_dequantize`` gives only the values that the codes stand for, as training through a quantizer needs them.
 """
 
+import difflib
 from dataclasses import asdict, dataclass
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from qru.ops.exact_fma import merge_exact
 from qru.ops.extension import warn_not_built
 from qru.ops.grid import QuantSpec, codes_on, dequantize, grid_of, group_width
-from qru.ops.kernel import COUNTS, SUMS, merge_quantize_op, serves
+from qru.ops.kernel import COUNTS, PRECISIONS, SUMS, merge_dequantize_op, merge_quantize_op, serves
 from qru.ops.pack import pack, unpack
 
 DEFAULT_SPEC = QuantSpec()
@@ -106,6 +108,7 @@ def merge_quantize(
     new_weight: torch.Tensor | None = None,
     name: str | None = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> QuantizedWeight:
     """Merge an update into a weight, quantize the merged weight, pack it and count crossings, in one pass.
 
@@ -121,16 +124,20 @@ def merge_quantize(
         new_weight: (out, in) in the weight's dtype, in place of an adapter: the weight after full fine-tuning.
         name: layer name, put in front of error messages.
         threads: CPU threads; ``torch.get_num_threads()`` when None. Results do not depend on it.
+        precision: how B A is summed. ``"exact"``: float32 multiply-adds in the order of r, equal on every device.
+            ``"tensor-core"``, on CUDA only: split into bfloat16 products, within 1e-6 of sum_k |B||A|; the merged
+            weight may then round otherwise, and everything after it is exact for the merged weight it got.
     Returns:
         QuantizedWeight with codes, scales, zero points, statistics and, if asked for, the merged weight.
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, a group size that does not divide, an empty matrix,
-            NaN or Inf (naming the tensor, row and column of the first), or a step its storage type cannot hold.
+            NaN or Inf (naming the tensor, row and column of the first), a step its storage type cannot hold, or a
+            precision that is unknown or not for this device.
     Source: arXiv 2602.13151 (grid, merge before quantization), arXiv 2601.15538 (bucket overlap).
     """
-    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads)
+    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
     if serves(weight.device):
-        return _compiled(*args, spec, merged, name, threads)
+        return _compiled(*args, spec, merged, name, threads, precision)
     warn_not_built(weight.device.type)
     return _reference(*args, spec, merged, name)
 
@@ -146,13 +153,70 @@ def merge_quantize_ref(
     new_weight: torch.Tensor | None = None,
     name: str | None = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> QuantizedWeight:
     """The specification of ``merge_quantize``: same arguments, same results, plain PyTorch on any device.
 
-    Sums of floats are over float32 terms added in float64; ``threads`` is checked and otherwise unused.
+    Sums of floats are over float32 terms added in float64. ``threads`` and ``precision`` are checked and otherwise
+    unused: the specification is always exact.
     """
-    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads)
+    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
     return _reference(*args, spec, merged, name)
+
+
+def merge_dequantize(
+    weight: torch.Tensor,
+    lora_A: torch.Tensor | None = None,
+    lora_B: torch.Tensor | None = None,
+    scaling: float = 1.0,
+    spec: QuantSpec = DEFAULT_SPEC,
+    *,
+    new_weight: torch.Tensor | None = None,
+    name: str | None = None,
+    threads: int | None = None,
+    precision: str = "exact",
+) -> torch.Tensor:
+    """What a merged and quantized weight is worth: ``merge_quantize(...).dequantized(weight.dtype)`` in one pass.
+
+    Codes, scales and counts are neither written nor taken. For training through the quantizer: the forward pass uses
+    this weight, the backward pass takes its derivative for one (straight-through). No gradient flows by itself.
+
+    Args:
+        weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision: as for ``merge_quantize``.
+    Returns:
+        (out, in) in the weight's dtype: (q - z) * s in float32, rounded once.
+    Raises:
+        ValueError: as ``merge_quantize``.
+    Source: Bengio, Leonard and Courville 2013, arXiv 1308.3432 (straight-through estimator).
+    """
+    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
+    if not serves(weight.device):
+        warn_not_built(weight.device.type)
+        return _reference(*args, spec, False, name).dequantized(weight.dtype)
+    weight, lora_A, lora_B, scaling, new_weight = args
+    values, faults = merge_dequantize_op(
+        weight, lora_A, lora_B, new_weight, scaling, spec.full_name, precision, threads or 0
+    )
+    if not weight.is_meta:
+        _refuse_faults(*faults.tolist(), *args, spec, name)
+    return values
+
+
+def merge_dequantize_ref(
+    weight: torch.Tensor,
+    lora_A: torch.Tensor | None = None,
+    lora_B: torch.Tensor | None = None,
+    scaling: float = 1.0,
+    spec: QuantSpec = DEFAULT_SPEC,
+    *,
+    new_weight: torch.Tensor | None = None,
+    name: str | None = None,
+    threads: int | None = None,
+    precision: str = "exact",
+) -> torch.Tensor:
+    """The specification of ``merge_dequantize``: same arguments, same result, plain PyTorch on any device."""
+    args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
+    return _reference(*args, spec, False, name).dequantized(weight.dtype)
 
 
 def _reference(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name):
@@ -189,15 +253,14 @@ def _reference(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, n
     return QuantizedWeight(pack(codes, spec.bits), scales, zeros, kept, stats, spec, tuple(weight.shape))
 
 
-def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name, threads):
+def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name, threads, precision):
     packed, scales, zeros, merged, counts, sums = merge_quantize_op(
-        weight, lora_A, lora_B, new_weight, scaling, spec.full_name, keep_merged, threads or 0
+        weight, lora_A, lora_B, new_weight, scaling, spec.full_name, keep_merged, precision, threads or 0
     )
     stats = None
     if not weight.is_meta:
         *count, non_finite_row, step_overflow_row = counts.tolist()
-        if max(non_finite_row, step_overflow_row) >= 0:
-            _explain(non_finite_row, weight, lora_A, lora_B, scaling, new_weight, spec, name)
+        _refuse_faults(non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name)
         stats = CrossingStats(
             weights=weight.numel(),
             histogram=tuple(count[len(COUNTS) :]),
@@ -208,8 +271,10 @@ def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, na
     return QuantizedWeight(packed, scales, zeros, merged if keep_merged else None, stats, spec, tuple(weight.shape))
 
 
-def _explain(non_finite_row, weight, lora_A, lora_B, scaling, new_weight, spec, name):
+def _refuse_faults(non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name):
     """Raise what the reference would have raised; a merge that overflows is looked for in its own row only."""
+    if max(non_finite_row, step_overflow_row) < 0:
+        return
     _refuse_non_finite(name, weight=weight, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
     if non_finite_row >= 0:
         row = slice(non_finite_row, non_finite_row + 1)
@@ -223,9 +288,12 @@ def _explain(non_finite_row, weight, lora_A, lora_B, scaling, new_weight, spec, 
     raise AssertionError("the kernel found NaN, Inf or an overflowing step where the reference finds nothing wrong")
 
 
-def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads):
+def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision):
     """Every check of shapes, types and devices; the tensors made contiguous."""
     where = f"{name}: " if name else ""
+    if precision not in tuple(PRECISIONS):
+        near = difflib.get_close_matches(str(precision), PRECISIONS, n=1, cutoff=0.0)
+        raise ValueError(f"{where}precision is {precision!r}; choose one of {list(PRECISIONS)}, perhaps {near[0]!r}")
     if not isinstance(spec, QuantSpec):
         raise ValueError(f"{where}spec is {spec!r}; give a QuantSpec (QuantSpec.parse reads a name)")
     if weight.dim() != 2 or weight.numel() == 0:
@@ -236,6 +304,10 @@ def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads):
         raise ValueError(f"{where}only one of lora_A and lora_B is given; give both or neither")
     if lora_A is not None and new_weight is not None:
         raise ValueError(f"{where}both an adapter and new_weight are given; give one of them")
+    if precision == "tensor-core" and weight.device.type == "cpu":
+        raise ValueError(
+            f'{where}precision is "tensor-core" and the weight is on the CPU; use "exact", or move it to CUDA'
+        )
     if threads is not None and threads < 1:
         raise ValueError(f"{where}threads is {threads}; give at least 1, or None for torch.get_num_threads()")
     rows, columns = weight.shape

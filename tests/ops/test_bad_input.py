@@ -94,3 +94,13 @@ def test_inputs_are_left_alone(run):
     plain.merged.zero_()
     assert torch.equal(weight, before)
     assert not torch.equal(out.merged, before)
+
+
+def test_precision(run):
+    weight = torch.randn(8, 128)
+    with pytest.raises(ValueError, match=r"k_proj: precision is 'tensor_core'; .*perhaps 'tensor-core'"):
+        run(weight, precision="tensor_core", name="k_proj")
+    with pytest.raises(ValueError, match="precision is None"):
+        run(weight, precision=None)
+    with pytest.raises(ValueError, match=r'"tensor-core" and the weight is on the CPU; use "exact"'):
+        run(weight, *adapter(), precision="tensor-core")

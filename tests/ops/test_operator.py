@@ -26,8 +26,8 @@ def inputs(device="cpu"):
 @pytest.mark.parametrize("merged", [False, True])
 def test_opcheck(spec, merged):
     weight, lora_A, lora_B = inputs()
-    torch.library.opcheck(merge_quantize_op, (weight, lora_A, lora_B, None, 0.5, spec.full_name, merged, 1))
-    torch.library.opcheck(merge_quantize_op, (weight, None, None, weight * 2, 1.0, spec.full_name, merged, 1))
+    torch.library.opcheck(merge_quantize_op, (weight, lora_A, lora_B, None, 0.5, spec.full_name, merged, "exact", 1))
+    torch.library.opcheck(merge_quantize_op, (weight, None, None, weight * 2, 1.0, spec.full_name, merged, "exact", 1))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
@@ -42,7 +42,8 @@ def test_meta_tensors_give_the_shapes(spec):
 
 def test_inside_torch_compile():
     def function(weight, lora_A, lora_B):
-        outputs = merge_quantize_op(weight * 1, lora_A, lora_B, None, 0.5, QuantSpec(group_size=32).full_name, False, 1)
+        spec = QuantSpec(group_size=32).full_name
+        outputs = merge_quantize_op(weight * 1, lora_A, lora_B, None, 0.5, spec, False, "exact", 1)
         return outputs[0] + 0, outputs[4]
 
     want = function(*inputs())
