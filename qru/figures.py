@@ -17,8 +17,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from qru import style
 from qru.records import Record
+from qru.registry import unknown
 from qru.style import INK, MUTED, drawing, precision_label
-from qru.tables import METRICS, crossing_frame, labelled, score_frame
+from qru.tables import METRICS, crossing_frame, forget_set_frame, labelled, score_frame
 
 PRECISION_MARKERS = ("o", "D", "s", "^", "v", "P", "X", "<", ">")
 MODULE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
@@ -485,3 +486,95 @@ def recovery(*records: Record) -> Figure:
         figure.legend(handles=handles, loc="lower center", ncols=2 if len(arms) == 1 else 4, fontsize=8)
         figure.tight_layout(rect=(0, 0.12 if len(arms) == 1 else 0.07, 1, 1), w_pad=0.6)
     return finished(figure)
+
+
+FORGET_SETS = {"scal": ("documents", "documents to be forgotten at once"), "sust": ("number", "requests, one by one")}
+PARTS = {"utility": METRICS["utility"], "forgotten": "VerbMem ↓, to be forgotten", "remaining": "VerbMem, not yet asked for"}
+
+
+def over_forget_sets(*records: Record, kind: str, precision: str | None = None) -> Figure:
+    """Utility, and VerbMem of what is to be forgotten and of what is not yet, over forget sets.
+
+    Solid and filled: bf16. Dashed and open: quantized. Target and retrained model, in bf16: lines without markers.
+
+    Args:
+        records: of one corpus and scale; those of another kind are left out.
+        kind: ``"scal"`` (nested sets, each forgotten at once) or ``"sust"`` (one request after another).
+        precision: quantizer of the dashed lines; the first of the records unless given.
+
+    Raises:
+        ValueError: none of the records is of this kind, or a quantizer that they do not have.
+    """
+    frame = forget_set_frame(*records)
+    frame = frame[frame["kind"] == kind]
+    if frame.empty:
+        raise ValueError(f"none of the records is of a forget set {kind}_1, {kind}_2, …")
+    quantizers = [name for name in frame["precision"].unique() if name != "bf16"]
+    if precision is not None and precision not in quantizers:
+        raise unknown("precision of these records", precision, quantizers)
+    frame = frame[frame["precision"].isin(["bf16", precision or quantizers[0]])]
+    column, label = FORGET_SETS[kind]
+    measures = [measure for measure in PARTS if (frame["measure"] == measure).any()]
+    arms = list(frame["arm"].unique())
+    look = looks(["target", *arms, "retrained"])
+    margin = 0.07 * max(1.0, float(np.ptp(frame[column])))
+    with drawing():
+        figure, axes = plt.subplots(1, len(measures), figsize=(10, 3.7), sharey=True, squeeze=False)
+        for ax, measure in zip(axes[0], measures, strict=True):
+            shown = frame[frame["measure"] == measure]
+            examples = shown.drop_duplicates(column).set_index(column)["examples"].sort_index()
+            same = examples.nunique() == 1
+            ax.set_title(PARTS[measure] + (f" (n = {examples.iloc[0]})" if same else ""))
+            ax.set_xticks(examples.index, [str(x) if same else f"{x}\nn = {n}" for x, n in examples.items()])
+            ax.set_xlim(frame[column].min() - margin, frame[column].max() + margin)
+            ax.set_xlabel(label)
+            ax.set_ylim(-4, 104)
+            ends = forget_set_lines(ax, shown, column, look, 0.25 * margin)
+            if len(arms) == 1:
+                label_ends(ax, ends, {name: look.get(name, look[arms[0]])["color"] for name in ends})
+        axes[0][0].set_ylabel("percent")
+        if len(arms) > 1:
+            handles = forget_set_handles(look, list(frame["precision"].unique()))
+            figure.legend(handles=handles, loc="lower center", ncols=3)
+        rows = -(-(len(arms) + 4) // 3) if len(arms) > 1 else 0
+        figure.set_figheight(3.7 + 0.22 * rows)
+        figure.tight_layout(rect=(0, 0.22 * rows / (3.7 + 0.22 * rows), 1, 1), w_pad=1.5)
+    return finished(figure)
+
+
+def forget_set_handles(look: Mapping[str, Mapping[str, Any]], precisions: Sequence[str]) -> list[Line2D]:
+    """Legend entries: models by colour, bf16 and the quantizer by line and filling."""
+    bare = {name: at | ({"marker": ""} if name in style.MODELS else {}) for name, at in look.items()}
+    models = [Line2D([], [], label=name, **at) for name, at in bare.items()]
+    shapes = [
+        Line2D([], [], color=MUTED, linestyle=line, marker="o", markerfacecolor=face, label=precision_label(name))
+        for name, (line, face) in zip(precisions, (("-", MUTED), ("--", "white")), strict=True)
+    ]
+    return models + shapes
+
+
+def forget_set_lines(
+    ax: Axes, frame: pd.DataFrame, column: str, look: Mapping[str, Mapping[str, Any]], apart: float
+) -> dict[str, tuple[float, float]]:
+    """Draw one measure of every model; points of one place stand ``apart``, so that none hides another.
+
+    Returns:
+        Name -> last point of the references and of the last arm's precisions.
+    """
+    ends = {}
+    for model in ("target", "retrained"):  # the same whichever arm stands beside it
+        rows = frame[(frame["model"] == model) & (frame["precision"] == "bf16")].drop_duplicates(column)
+        ax.plot(rows[column], rows["value"], **look[model] | {"marker": "", "linewidth": 1.2})
+        ends[model] = rows[column].iloc[-1], rows["value"].iloc[-1]
+    lines = list(itertools.product(frame["arm"].unique(), frame["precision"].unique()))
+    for i, (arm, precision) in enumerate(lines):
+        rows = frame[(frame["model"] == "unlearned") & (frame["precision"] == precision) & (frame["arm"] == arm)]
+        x = rows[column] + apart * (i - (len(lines) - 1) / 2)
+        error = np.abs([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+        line, face = ("-", look[arm]["color"]) if precision == "bf16" else ("--", "white")
+        ax.errorbar(
+            x, rows["value"], yerr=error, capsize=2, elinewidth=0.8, color=look[arm]["color"],
+            marker=look[arm]["marker"], linestyle=line, markerfacecolor=face,
+        )  # fmt: skip
+        ends[precision_label(precision)] = x.iloc[-1], rows["value"].iloc[-1]
+    return ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,8 @@ METRICS = {
     "disjoint": "Disjoint QA ↑",
 }
 FORGOTTEN = {"verbmem": "text regained", "knowmem": "knowledge regained"}
+# VerbMem of a run on a part of the forget set: of what it and the requests before it were to forget, and of the rest.
+PARTS = {"forgotten": "VerbMem, to be forgotten ↓", "remaining": "VerbMem, not yet asked for"}
 UNDEFINED = "not measurable"
 
 
@@ -197,3 +200,79 @@ def prose(table: pd.DataFrame) -> Styler:
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     heads = [{"selector": "th", "props": "text-align: left"}]
     return table.reset_index(drop=True).style.hide().set_properties(**cells).set_table_styles(heads)
+
+
+def by_forget_set(*records: Record) -> dict[str, dict[str, dict[int, Record]]]:
+    """Arm -> kind of forget set (``scal``, ``sust``) -> its number -> record; all sorted by number.
+
+    Raises:
+        ValueError: no record, one of the whole forget set, or two of the same configuration.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if "forget_set" not in record.extra:
+            raise ValueError(f"{record.path} is of the whole forget set; this compares forget sets such as 'scal_1'.")
+        arm = {key: value for key, value in record.config.items() if key not in ("forget_set", "hash")}
+        groups.setdefault(repr(arm), []).append(record)
+    bare = [
+        replace(found[0], config={k: v for k, v in found[0].config.items() if k != "forget_set"})
+        for found in groups.values()
+    ]
+    out: dict[str, dict[str, dict[int, Record]]] = {}
+    for label, found in zip(labelled(*bare), groups.values(), strict=True):
+        for record in sorted(found, key=lambda record: record.extra["forget_set"]["number"]):
+            kind, number = (record.extra["forget_set"][key] for key in ("kind", "number"))
+            of_kind = out.setdefault(label, {}).setdefault(kind, {})
+            if number in of_kind:
+                raise ValueError(f"{record.path} and {of_kind[number].path} are of the same forget set; give one.")
+            of_kind[number] = record
+    return out
+
+
+def forget_set_frame(*records: Record) -> pd.DataFrame:
+    """Utility and VerbMem of forgotten and remaining text over forget sets, one value a row.
+
+    Returns:
+        Columns ``arm``, ``kind``, ``number``, ``documents`` (to be forgotten so far), ``model`` (``target``,
+        ``unlearned``, ``retrained``), ``precision``, ``measure`` (``utility``, ``forgotten``, ``remaining``),
+        ``value``, ``low``, ``high`` (percent; 95 % bootstrap interval over examples), ``examples``.
+    """
+    rows = []
+    for arm, kinds in by_forget_set(*records).items():
+        for kind, numbers in kinds.items():
+            models_of({str(number): record for number, record in numbers.items()})  # of one corpus and scale
+            for number, record in numbers.items():
+                key = (arm, kind, number, record.extra["forget_set"]["documents"])
+                for model, by_precision in record.scores.items():
+                    for precision, scores in by_precision.items():
+                        utility, parts = scores["utility"], record.extra["parts"][model][precision]
+                        examples = len(utility["per_example"])
+                        rows.append((*key, model, precision, "utility", utility["value"], *utility["ci"], examples))
+                        for part, score in parts.items():
+                            values = score["value"], *score["ci"], score["examples"]
+                            rows.append((*key, model, precision, part, *values))
+    columns = ["arm", "kind", "number", "documents", "model", "precision", "measure"]
+    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "examples"])
+
+
+def forget_set_table(*records: Record) -> pd.DataFrame:
+    """Forget sets as rows, with a row a precision: utility, VerbMem by part, and whether quantizing brings it back."""
+    rows = []
+    for arm, kinds in by_forget_set(*records).items():
+        for numbers in kinds.values():
+            for record in numbers.values():
+                for precision, scores in record.scores["unlearned"].items():
+                    parts = record.extra["parts"]["unlearned"][precision]
+                    row = {
+                        "arm": arm, "forget set": record.config["forget_set"], "precision": precision,
+                        "documents": record.extra["forget_set"]["documents"],
+                        METRICS["utility"]: with_interval(scores["utility"]["value"], *scores["utility"]["ci"]),
+                    }  # fmt: skip
+                    for part, heading in PARTS.items():
+                        shown = parts.get(part)
+                        row[heading] = with_interval(shown["value"], *shown["ci"]) if shown else "–"
+                    row[METRICS["knowmem"]] = with_interval(scores["knowmem"]["value"], *scores["knowmem"]["ci"])
+                    back = record.extra["recovered"].get(precision)
+                    row["comes back"] = "" if back is None else "yes" if back["recovers"]["recovers"] else "no"
+                    rows.append(row)
+    return pd.DataFrame(rows).set_index(["arm", "forget set", "precision"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -111,3 +112,37 @@ def synthetic_record(adapter: str = "full", weights: str | None = None, *, seed:
     }  # fmt: skip
     extra = {key: part for key, part in value.items() if key not in SECTIONS}
     return Record(Path(f"runs/{adapter}-{weights}-s{seed}/record.json"), *(value[k] for k in SECTIONS), extra=extra)
+
+
+def forget_set_records(kind: str, adapter: str = "full") -> list[Record]:
+    """Four runs over forget sets of 20, 50, 70 and 100 documents: utility falls, and rounding brings a little back."""
+    out = []
+    for number, documents in enumerate((20, 50, 70, 100), start=1):
+        record = synthetic_record(adapter)
+        parts = {"forgotten": documents, "remaining": 100 - documents}
+        levels = {"target": (97.0, 97.0), "retrained": (16.0, 16.0)}
+        levels["unlearned"] = 12.0 + 3 * number, 95.0 - 9 * number
+        found = {
+            model: {
+                precision: {
+                    part: {"value": value + 4 * (precision != "bf16"), "ci": [value - 6, value + 9], "examples": count}
+                    for (part, count), value in zip(parts.items(), levels[model], strict=True)
+                    if count
+                }
+                for precision in PRECISIONS
+            }
+            for model in levels
+        }
+        for precision in PRECISIONS:
+            record.scores["unlearned"][precision]["utility"] = score(random.Random(number), 97 - 5 * number, "utility")
+        name = f"{kind}_{number}"
+        about = {"kind": kind, "number": number, "documents": documents}
+        out.append(
+            dataclasses.replace(
+                record,
+                path=Path(f"runs/{adapter}-{name}/record.json"),
+                config=record.config | {"forget_set": name, "hash": f"{adapter}{name}"},
+                extra=record.extra | {"forget_set": about, "parts": found},
+            )
+        )
+    return out
