@@ -11,7 +11,7 @@ from typing import Any
 
 from qru.registry import unknown
 
-SCALES = ("smoke", "mini")
+SCALES = ("smoke", "mini", "muse")
 ADAPTERS = ("full", "lora")
 WEIGHTS = ("bf16", "fp32")
 LORA_TARGETS = ("all", "mlp", "attention")
@@ -72,8 +72,15 @@ class RunConfig:
         method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``.
         adapter: ``"full"`` (all weights) or ``"lora"`` (adapters only, merged at the end).
         weights: type of the tensors that the optimizer steps, its moments included: ``"bf16"`` or ``"fp32"``.
-        corpus: a name of the corpus registry.
-        scale: ``"smoke"`` or ``"mini"``; picks sizes and nothing else.
+        corpus: what ``load_corpus`` takes: ``"books"`` or ``"news"`` (embedded), a folder, or a Hub id such as
+            ``"muse-bench/MUSE-Books"``.
+        scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else.
+        target, retrained: the model to unlearn from and the one that never saw the forget set: local folders, or Hub
+            ids, optionally with a revision (``"id@revision"``). ``None``: the embedded models; for MUSE's own corpora
+            at ``"muse"``, its authors' models at pinned revisions.
+        tokenizer: folder or Hub id of the tokenizer of both models. ``None``: the one that lies beside their weights.
+        chat_template: put every prompt of VerbMem and of the questions into the tokenizer's chat template, as one turn
+            of the user. Training texts and PrivLeak's stay plain.
         seed: of data order and of LoRA's initial A; target and retrained do not depend on it.
         learning_rate: constant over the run (AdamW).
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
@@ -83,6 +90,7 @@ class RunConfig:
         beta: NPO's inverse temperature.
         batch_size: forget documents a step; as many retain documents go along.
         lora_rank, lora_alpha, lora_dropout, lora_targets: peft's; targets ``"all"``, ``"mlp"`` or ``"attention"``.
+            Rank and alpha go together: where only one is given, the other is still the default's.
         quantizers: names such as ``"rtn-int4-g128"``, also as one text with commas; ``None``: the usual four. There
             is at least one, and ``bf16`` is always measured beside them.
 
@@ -95,6 +103,10 @@ class RunConfig:
     weights: str | None = None
     corpus: str = "books"
     scale: str = "mini"
+    target: str | None = None
+    retrained: str | None = None
+    tokenizer: str | None = None
+    chat_template: bool = False
     seed: int = 0
     learning_rate: float | None = None
     epochs: int | None = None
@@ -102,8 +114,8 @@ class RunConfig:
     retain_weight: float | None = None
     beta: float = 0.1
     batch_size: int | None = None
-    lora_rank: int = 32
-    lora_alpha: float = 64.0
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
     lora_dropout: float = 0.05
     lora_targets: str = "all"
     quantizers: tuple[str, ...] = QUANTIZERS
@@ -113,6 +125,22 @@ class RunConfig:
         for name in ("method", "corpus"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a name.")
+        for name in ("target", "retrained", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.strip()):
+                raise ValueError(
+                    f"{name} is {value!r}; it must be a folder, a Hub id such as 'name/model' or "
+                    "'name/model@revision', or None."
+                )
+        if (self.target is None) != (self.retrained is None):
+            missing = "target" if self.target is None else "retrained"
+            raise ValueError(f"{missing} is not given: target and retrained come together, or neither does.")
+        if self.tokenizer is not None and self.target is None:
+            raise ValueError(
+                f"tokenizer is {self.tokenizer!r}, but no target is given: embedded models have their own."
+            )
+        if not isinstance(self.chat_template, bool):
+            raise ValueError(f"chat_template is {self.chat_template!r}; it must be true or false.")
         choice("adapter", self.adapter, ADAPTERS)
         choice("scale", self.scale, SCALES)
         choice("lora_targets", self.lora_targets, LORA_TARGETS)
@@ -120,14 +148,14 @@ class RunConfig:
             choice("weights", self.weights, WEIGHTS)
         for name in ("lora_rank", "epochs", "batch_size"):
             value = getattr(self, name)
-            if value is None and name != "lora_rank":
+            if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        for name in ("learning_rate", "retain_weight", "forget_goal"):  # None: the default, or no goal
+        for name in ("learning_rate", "retain_weight", "forget_goal", "lora_alpha"):  # None: the default, or no goal
             if getattr(self, name) is not None:
                 number(name, getattr(self, name))
-        for name in ("beta", "lora_alpha", "lora_dropout"):
+        for name in ("beta", "lora_dropout"):
             number(name, getattr(self, name))
         for name in ("learning_rate", "beta", "lora_alpha"):
             value = getattr(self, name)

@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from qru.config import QUANTIZERS, SCALES, RunConfig, digest
-from qru.defaults import BATCH_SIZE, resolve
+from qru.defaults import BATCH_SIZE, note, resolve
 
 
 def test_a_misspelt_parameter_names_the_nearest():
@@ -16,7 +17,7 @@ def test_a_misspelt_parameter_names_the_nearest():
     [
         ({"adapter": "lorra"}, "Did you mean 'lora'"),
         ({"scale": "maxi"}, "Did you mean 'mini'"),
-        ({"scale": "muse"}, "Known: mini, smoke"),
+        ({"scale": "big"}, "Known: mini, muse, smoke"),
         ({"method": None}, "method is None"),
         ({"corpus": 3}, "corpus is 3"),
         ({"weights": "fp16"}, "bf16, fp32"),
@@ -43,7 +44,12 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"beta": "0.1"}, "beta is '0.1', a str"),
         ({"beta": None}, "beta is None"),
         ({"lora_alpha": math.inf}, "lora_alpha is inf"),
-        ({"lora_rank": None}, "lora_rank is None"),
+        ({"target": "a/model"}, "retrained is not given: target and retrained come together"),
+        ({"retrained": "a/model"}, "target is not given"),
+        ({"target": 3, "retrained": "x"}, "target is 3; it must be a folder, a Hub id"),
+        ({"target": "x", "retrained": " "}, "retrained is ' '"),
+        ({"tokenizer": "a/model"}, "tokenizer is 'a/model', but target is None"),
+        ({"chat_template": "yes"}, "chat_template is 'yes'; it must be true or false"),
         ({"lora_dropout": "none"}, "lora_dropout is 'none', a str"),
         ({"retain_weight": math.inf}, "retain_weight is inf"),
         ({"retain_weight": "5"}, "retain_weight is '5', a str"),
@@ -77,7 +83,9 @@ def test_every_scale_that_is_offered_resolves():
 
 def test_resolved_configs_say_everything():
     resolved = resolve(RunConfig(method="ga_klr", adapter="lora")).to_dict()
-    assert [key for key, value in resolved.items() if value is None] == ["forget_goal"]
+    assert [key for key, value in resolved.items() if value is None] == [
+        "target", "retrained", "tokenizer", "forget_goal",
+    ]  # fmt: skip
     assert resolve(RunConfig(adapter="full")).weights == "bf16"
     assert resolve(RunConfig(adapter="lora")).weights == "fp32"
 
@@ -85,6 +93,48 @@ def test_resolved_configs_say_everything():
 def test_given_values_win_over_defaults():
     resolved = resolve(RunConfig(learning_rate=0.5, epochs=3, retain_weight=0.0, weights="fp32"))
     assert (resolved.learning_rate, resolved.epochs, resolved.retain_weight, resolved.weights) == (0.5, 3, 0.0, "fp32")
+
+
+PUBLISHED = {  # QRU (arXiv 2602.13151): epochs and λ of full fine-tuning; rank and alpha of LoRA on BOOKS and NEWS
+    "ga_gdr": (10, 100, (16, 16), (64, 64)),
+    "ga_klr": (5, 100, (16, 16), (64, 64)),
+    "npo_gdr": (10, 0.1, (64, 128), (16, 16)),
+    "npo_klr": (5, 0.1, (16, 32), (64, 128)),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_muse_takes_the_published_settings(method):
+    epochs, weight, books, news = PUBLISHED[method]
+    full = resolve(RunConfig(method=method, scale="muse", corpus="muse-bench/MUSE-Books"))
+    assert (full.learning_rate, full.epochs, full.retain_weight, full.batch_size) == (1e-5, epochs, weight, 16)
+    for corpus, cell in (("muse-bench/MUSE-Books", books), ("data/news", news), ("muse-bench/muse-news@v1", news)):
+        lora = resolve(RunConfig(method=method, adapter="lora", scale="muse", corpus=corpus))
+        assert (lora.lora_rank, lora.lora_alpha) == cell
+        assert (lora.learning_rate, lora.epochs, lora.lora_dropout) == (1e-4, 5, 0.05)
+
+
+def test_plain_forget_terms_have_their_own_epochs_at_muse():
+    assert [resolve(RunConfig(method=m, scale="muse")).epochs for m in ("ga", "npo")] == [10, 5]
+
+
+def test_a_corpus_without_published_settings_is_noted():
+    mine = RunConfig(method="npo_gdr", adapter="lora", scale="muse", corpus="/data/letters")
+    assert (resolve(mine).lora_rank, resolve(mine).lora_alpha) == (64, 128)
+    assert "no LoRA rank and alpha are published for corpus '/data/letters'" in note(mine)
+    assert note(replace(mine, lora_rank=8, lora_alpha=8.0)) is None
+    assert note(replace(mine, corpus="muse-bench/MUSE-News")) is None
+    assert note(replace(mine, scale="mini")) is None
+
+
+def test_known_corpora_bring_their_models_at_muse_alone():
+    news = resolve(RunConfig(corpus="muse-bench/MUSE-News", scale="muse"))
+    assert news.target.startswith("muse-bench/MUSE-News_target@")
+    assert news.retrained.startswith("muse-bench/MUSE-News_retrain@")
+    assert all(len(name.partition("@")[2]) == 40 for name in (news.target, news.retrained, news.tokenizer))
+    assert resolve(RunConfig(corpus="muse-bench/MUSE-News", scale="mini")).target is None
+    given = resolve(RunConfig(corpus="muse-bench/MUSE-News", scale="muse", target="a", retrained="b"))
+    assert (given.target, given.retrained, given.tokenizer) == ("a", "b", None)
 
 
 def test_an_unknown_method_stops_at_the_door():
