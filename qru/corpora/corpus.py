@@ -29,12 +29,13 @@ class BaseText:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus to unlearn from, in the splits of MUSE.
+    """A corpus to unlearn from, in the splits of MUSE. A set that there is not is an empty list.
 
-    name: what it was loaded as.
+    name: the last part of what it was loaded as, so that it can stand in the name of a file.
     raw: "forget", "retain1", "retain2", "holdout" -> documents. The target is trained on forget, retain1 and retain2,
         the retrained model on retain1 and retain2; retain1 is what unlearning regularises on; nobody sees holdout.
-    verbmem: {"prompt", "gt"}, where prompt + gt is a verbatim run of a forget document.
+    verbmem: {"prompt", "gt"}, where prompt and gt are a verbatim run of a forget document (MUSE's own leave out the
+        space between them).
     knowmem: "forget_qa", "retain_qa" (facts of retain2), "disjoint_qa" (facts of the base text), each with `_icl`
         pairs to put before a question -> {"question", "answer"}.
     privleak: "forget", "retain", "holdout" -> texts.
@@ -53,6 +54,22 @@ class Corpus:
     base: BaseText | None = None
     scal: dict[str, list[str]] = field(default_factory=dict)
     sust: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def measurable(self) -> tuple[str, ...]:
+        """The metrics that there are data for, of "verbmem", "knowmem", "privleak", "utility" and "disjoint"."""
+
+        def asked(subject: str) -> bool:
+            return bool(self.knowmem.get(f"{subject}_qa") and self.knowmem.get(f"{subject}_qa_icl"))
+
+        data = {
+            "verbmem": bool(self.verbmem),
+            "knowmem": asked("forget"),
+            "privleak": bool(self.privleak.get("forget") and self.privleak.get("holdout")),
+            "utility": asked("retain"),
+            "disjoint": asked("disjoint"),
+        }
+        return tuple(name for name, given in data.items() if given)
 
     @property
     def fingerprint(self) -> str:
