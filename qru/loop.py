@@ -2,32 +2,55 @@
 
 What happens at step n depends only on the state after step n − 1 and on n itself (batches are a function of the
 step, random state is saved), so a run that was killed and resumed ends in the same bits.
+
+Started by several processes (``qru.train``), each takes its share of every batch; losses and gradients are those of the
+whole batch, up to the order in which floats are added.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from tqdm import auto, tqdm
 
+from qru import processes
 from qru.records import atomic_file
 
 log = logging.getLogger(__name__)
 
 IGNORED = -100  # label of padding, as in transformers
+NEWER = ".new"  # a share of a checkpoint that not all processes are known to have written
+SAVING = 20  # so that at most a twentieth of the time goes into checkpoints
 
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def device() -> torch.device:
+    """Where models are trained: the GPU if there is one, else the CPU; ``QRU_DEVICE=cpu`` or ``cuda`` decides.
+
+    Raises:
+        ValueError: ``QRU_DEVICE`` is something else, or asks for a GPU that is not there.
+    """
+    wanted = os.environ.get("QRU_DEVICE", "").strip().lower()
+    if wanted not in ("", "cpu", "cuda"):
+        raise ValueError(f"QRU_DEVICE is {wanted!r}; it must be 'cpu', 'cuda' or not set.")
+    if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("QRU_DEVICE is 'cuda', but torch sees no GPU: unset it, or install a torch built for CUDA.")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def compute_precision(device: torch.device) -> str:
@@ -92,10 +115,69 @@ def _restore(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def _shares(checkpoint: Path) -> dict[str, Path]:
+    """``"0-of-2"`` and the like -> file of that process's share of a checkpoint; alone it is the checkpoint itself."""
+    alone = (checkpoint, checkpoint.with_name(checkpoint.name + NEWER))
+    found = {"0-of-1": checkpoint} if any(file.is_file() for file in alone) else {}
+    for file in checkpoint.parent.glob(f"{checkpoint.name}.*-of-*"):
+        share = file.name[len(checkpoint.name) + 1 :].removesuffix(NEWER)
+        found.setdefault(share, file)
+    return found
+
+
+def _own(checkpoint: Path) -> Path:
+    """Where this process keeps its share: state is not gathered, so saving takes no longer with more processes."""
+    n = processes.count()
+    return checkpoint if n == 1 else checkpoint.with_name(f"{checkpoint.name}.{processes.rank()}-of-{n}")
+
+
+def save_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Save this process's share, so that a kill at any moment leaves all shares of one step.
+
+    Every process writes beside its old share, and replaces it when all have written.
+    """
+    own = _own(checkpoint)
+    newer = own.with_name(own.name + NEWER)
+    _save(newer, state)
+    processes.gathered(None)
+    os.replace(newer, own)
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
+    """This process's share of the newest step that every process has; ``None`` where there is none.
+
+    Raises:
+        ValueError: the checkpoint was saved by another number of processes.
+    """
+    n = processes.count()
+    if others := {int(share.rpartition("-")[2]) for share in processes.agreed(list(_shares(checkpoint)))} - {n}:
+        raise ValueError(
+            f"{checkpoint} was saved by {max(others)} process(es) and is resumed by {n}: "
+            f"set QRU_PROCESSES={max(others)}, or delete {checkpoint}* to start again."
+        )
+    own = _own(checkpoint)
+    found = {}
+    for file in (own, own.with_name(own.name + NEWER)):
+        if state := _restore(file):
+            found[len(state["history"])] = file, state
+    common = set.intersection(*processes.gathered(set(found)))
+    if not common:
+        return None
+    file, state = found[max(common)]
+    os.replace(file, own)
+    return state
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete every process's share."""
+    for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.name}.*")):
+        file.unlink(missing_ok=True)
+
+
 def fit(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[torch.nn.Module, int], tuple[torch.Tensor, dict[str, float]]],
+    loss_of: Callable[[torch.nn.Module, int], Iterable[tuple[torch.Tensor, dict[str, float]]]],
     steps: int,
     *,
     label: str,
@@ -109,17 +191,19 @@ def fit(
     """Minimise a loss for a number of steps.
 
     Args:
-        model: trained in place; parameters with ``requires_grad`` are saved in checkpoints.
+        model: trained in place where it is; parameters with ``requires_grad`` are saved in checkpoints.
         optimizer: over those parameters.
-        loss_of: (model, step) -> scalar loss and numbers to log.
+        loss_of: (model, step) -> parts of the loss, one after the other, each with numbers to log. Loss and numbers are
+            sums over the parts and over the processes; each part's graph is freed before the next is made.
         steps: how many at most.
         label: shown beside the progress bar.
         seed: of dropout.
         schedule: step -> factor on the learning rate; ``None``: constant.
         clip: largest gradient norm; ``None``: not clipped.
-        check: called after every step; (stop?, numbers to log), or ``None`` where there is nothing to check.
-        checkpoint: file to resume from and to write to; kept until the caller removes it.
-        checkpoint_seconds: between checkpoints.
+        check: called after every step; (stop?, numbers to log), or ``None`` where there is nothing to check. Every
+            process calls it, since a sharded model computes in all; what the first one finds counts.
+        checkpoint: file to resume from and to write to; kept until the caller removes it (``delete_checkpoint``).
+        checkpoint_seconds: between checkpoints, at least; a large model waits ``SAVING`` times what its last one took.
 
     Returns:
         One dict per step: ``step``, ``loss``, ``seconds`` and what ``loss_of`` and ``check`` logged.
@@ -127,25 +211,26 @@ def fit(
     Raises:
         FloatingPointError: the loss is NaN or infinite (names the step).
     """
-    accelerator = Accelerator(cpu=True)  # models this small gain nothing from a GPU, and results stay comparable
-    model, optimizer = accelerator.prepare(model, optimizer)
-    bare = accelerator.unwrap_model(model)
-    trainable = {name: p for name, p in bare.named_parameters() if p.requires_grad}
+    here = next(model.parameters()).device
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rates = [group["lr"] for group in optimizer.param_groups]
     history: list[dict[str, float]] = []
-    seed_everything(seed)
+    seed_everything(seed + 1_000_003 * processes.rank())  # or every process would drop the same units
 
-    if checkpoint and (state := _restore(checkpoint)):
+    if checkpoint and (state := read_checkpoint(checkpoint)):
         with torch.no_grad():
             for name, value in state["parameters"].items():
-                trainable[name].copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
+                processes.own_part(trainable[name]).copy_(value)
+        optimizer.load_state_dict(processes.spread_again(state["optimizer"], optimizer))
         torch.set_rng_state(state["rng"])
+        if here.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], here)
         history = state["history"]
-    saved = time.monotonic()
+    saved, wait = time.monotonic(), checkpoint_seconds
     stopped = bool(history and history[-1].get("stopped"))
 
-    bars = [tqdm(total=steps, initial=len(history), desc=label, file=sys.__stderr__, mininterval=1.0)]
+    quiet = processes.rank() > 0
+    bars = [tqdm(total=steps, initial=len(history), desc=label, file=sys.__stderr__, mininterval=1.0, disable=quiet)]
     if auto.tqdm is not tqdm and "ipykernel" in sys.modules:  # someone may be watching the notebook, too
         bars.append(auto.tqdm(total=steps, initial=len(history), desc=label, leave=False))
     for step in range(len(history), 0 if stopped else steps):
@@ -154,19 +239,18 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
         model.train()
-        with autocast(accelerator.device):
-            loss, logged = loss_of(model, step)
-        if not torch.isfinite(loss):
+        summed = _backward(model, loss_of, step, here)
+        if not math.isfinite(summed["loss"]):
             raise FloatingPointError(
-                f"{label}: the loss is {loss.item()} at step {step}. Lower learning_rate, or raise retain_weight."
+                f"{label}: the loss is {summed['loss']} at step {step}. Lower learning_rate, or raise retain_weight."
             )
-        accelerator.backward(loss)
+        processes.average_gradients(trainable.values())
         if clip is not None:
-            accelerator.clip_grad_norm_(trainable.values(), clip)
+            torch.nn.utils.clip_grad_norm_(trainable.values(), clip)
         optimizer.step()
         optimizer.zero_grad()
-        entry = {"step": step, "loss": loss.item(), **logged}
-        checked = check(step) if check else None
+        entry = {"step": step, **summed}
+        checked = processes.agreed(check(step)) if check else None
         if checked:
             entry |= checked[1]
             if checked[0]:
@@ -179,17 +263,36 @@ def fit(
             bar.update()
         if checked and checked[0]:
             break
-        if checkpoint and (time.monotonic() - saved > checkpoint_seconds):
-            _save(
-                checkpoint,
-                {
-                    "parameters": {name: p.detach().cpu() for name, p in trainable.items()},
-                    "optimizer": optimizer.state_dict(),
-                    "rng": torch.get_rng_state(),
-                    "history": history,
-                },
-            )
+        if checkpoint and processes.agreed(time.monotonic() - saved > wait):
+            started = time.monotonic()
+            state = {
+                "parameters": {name: processes.own_part(p).cpu() for name, p in trainable.items()},
+                "optimizer": processes.own_part(optimizer.state_dict()),
+                "rng": torch.get_rng_state(),
+                "history": history,
+            }
+            if here.type == "cuda":
+                state["cuda_rng"] = torch.cuda.get_rng_state(here)
+            save_checkpoint(checkpoint, state)
             saved = time.monotonic()
+            wait = checkpoint_seconds and max(checkpoint_seconds, SAVING * (saved - started))
     for bar in bars:
         bar.close()
     return history
+
+
+def _backward(model: torch.nn.Module, loss_of, step: int, here: torch.device) -> dict[str, float]:
+    """Gradients of one step, summed over the parts of its loss; ``loss`` and what was logged, over processes too."""
+    summed: dict[str, float] = {}
+    parts = iter(loss_of(model, step))
+    while True:
+        with autocast(here):  # the generator's own code runs here, backwards outside
+            part = next(parts, None)
+        if part is None:
+            break
+        loss, logged = part
+        (loss * processes.count()).backward()  # gradients are averaged over processes, and the sum is wanted
+        for name, value in {"loss": loss.item(), **logged}.items():
+            summed[name] = summed.get(name, 0.0) + value
+        del loss, part
+    return dict(zip(summed, processes.totals(list(summed.values())), strict=True))

@@ -11,21 +11,23 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from qru import loop, paths, records
+from qru import checkpoint, loop, paths, processes, records
+from qru.checkpoint import vocabulary_digest
 from qru.config import RunConfig, digest
 from qru.corpora import Corpus, load_corpus
 from qru.parallel import side_by_side, threads
@@ -114,13 +116,20 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 def rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int) -> list[torch.Tensor]:
     """Documents -> training rows: each cut into pieces of at most ``context`` tokens, every piece opened with BOS.
 
+    The last piece of a document stays as short as it is. MUSE's code (arXiv 2407.06460) differs there: of a list it
+    keeps the beginning of each document, padding included; a text it cuts as here, across the documents joined in it,
+    and fills the last row from the beginning of the first. A tokenizer without BOS (Qwen's) leaves the rows without.
+
     Returns:
-        One long tensor (T,) a row, 2 ≤ T ≤ context.
+        One long tensor (T,) a row, 2 ≤ T ≤ context; a document without text has none.
     """
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    size = context - len(opening)
     out = []
-    for ids in tokenizer(list(documents), add_special_tokens=False).input_ids:
-        for start in range(0, len(ids), context - 1):
-            out.append(torch.tensor([tokenizer.bos_token_id, *ids[start : start + context - 1]]))
+    for document in documents:  # one at a time: what a tokenizer keeps of a text is many times the text
+        ids = tokenizer(document, add_special_tokens=False, return_attention_mask=False).input_ids
+        pieces = ([*opening, *ids[start : start + size]] for start in range(0, len(ids), size))
+        out += [torch.tensor(piece) for piece in pieces if len(piece) > 1]  # one token predicts nothing
     return out
 
 
@@ -166,8 +175,10 @@ def train(
     def loss_of(model: torch.nn.Module, step: int):
         chosen = loop.order(len(data), batch_size, step, seed=0)
         ids, labels = loop.pad([data[i] for i in chosen], padding)
-        return model(input_ids=ids, labels=labels, use_cache=False).loss, {}
+        yield model(input_ids=ids.to(device), labels=labels.to(device), use_cache=False).loss, {}
 
+    device = loop.device()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     return loop.fit(model, optimizer, loss_of, steps, label=label, schedule=warmup_cosine(steps), checkpoint=checkpoint)
 
@@ -190,11 +201,6 @@ def quiet():
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
-def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 over the tokens and their ids: two tokenizers of one size are still two."""
-    return digest(sorted(tokenizer.get_vocab().items()))
-
-
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save a transformers checkpoint in bf16; ``folder`` appears only when it is complete.
 
@@ -204,8 +210,10 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         weights = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+        for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+            weights[name] = weights[source]  # one tensor again, or it would be stored twice
         with quiet():
-            model.save_pretrained(temporary, state_dict=weights)
+            model.save_pretrained(temporary, state_dict=weights, max_shard_size="5GB")
         tokenizer.save_pretrained(temporary)
         config = records.read_json(temporary / "config.json")
         known = {"dtype": "bfloat16", "qru_vocabulary": vocabulary_digest(tokenizer)}
@@ -231,18 +239,36 @@ def load_weights(folder: Path | str, dtype: torch.dtype | str = "auto") -> torch
         ValueError: the folder does not exist, or a file in it is missing or damaged (names the folder).
     """
     with loading(folder), quiet():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        ).eval()
 
 
-def load(folder: Path | str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
-    """Load a checkpoint for computing on a CPU: its bf16 values, held in fp32.
+def load(
+    folder: Path | str, tokenizer: Path | None = None, device: torch.device | str | None = None
+) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
+    """Load a checkpoint for computing: bf16 values, held in fp32 on a CPU and in bf16 on a GPU.
+
+    Args:
+        folder: an ordinary transformers checkpoint; weights of a finer type are rounded to bf16.
+        tokenizer: folder of its tokenizer, where that lies elsewhere.
+        device: ``None``: ``loop.device()``.
 
     Raises:
         ValueError: the folder does not exist, or a file in it is missing or damaged (names the folder).
     """
-    model = load_weights(folder, torch.float32)
+    device = loop.device() if device is None else torch.device(device)
+    model = load_weights(folder, torch.float32 if device.type == "cpu" else "auto")
+    with torch.no_grad():
+        for parameter in model.parameters():  # buffers keep their type: rotary frequencies are no weights
+            rounded = parameter.data.to(device).to(torch.bfloat16)
+            if device.type == "cpu":
+                parameter.data.copy_(rounded)
+            else:
+                parameter.data = rounded
+    model.to(device)
     with loading(folder):
-        return model, AutoTokenizer.from_pretrained(folder)
+        return model, checkpoint.load_tokenizer(Path(tokenizer or folder))
 
 
 @contextlib.contextmanager
@@ -261,11 +287,24 @@ def loading(folder: Path | str):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Folders of the three models of one corpus at one scale; ``base`` is ``None`` for models that came ready."""
+    """Folders of the three models of one corpus at one scale; ``base`` is ``None`` for models that came ready.
+
+    Attributes:
+        tokenizer: folder of the tokenizer of all of them.
+        contents: role -> digest of what a folder holds, for models that came ready; a folder of the cache is named by
+            what made it.
+    """
 
     target: Path
     retrained: Path
     base: Path | None
+    tokenizer: Path
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def identity(self, role: str) -> str | None:
+        """What keys and records call a model: ``"target"``, ``"retrained"``, ``"base"``, or ``"tokenizer"``."""
+        folder = getattr(self, role)
+        return self.contents.get(role) or (folder.name if folder else None)
 
 
 def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str) -> str:
@@ -319,7 +358,7 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
         stage: home / _key(stage, scale, TUNE_FIELDS, base.name, digest(documents))
         for stage, documents in texts.items()
     }
-    made = Checkpoints(tuned["target"], tuned["retrained"], base)
+    made = Checkpoints(tuned["target"], tuned["retrained"], base, tokenizer=tuned["target"])
     if all(folder.is_dir() for folder in (base, *tuned.values())):
         return made  # before anything is written: a read-only copy of finished work can be read
     with records.locked(home / f"{scale}.lock"):
@@ -384,11 +423,68 @@ def _architecture(scale: str, tokenizer: PreTrainedTokenizerFast | None = None) 
     )
 
 
-def layer_shapes(scale: str) -> dict[str, tuple[int, int]]:
-    """Name -> (out, in) of the linear layers that a scale's models will have, without making one."""
+def without_weights(scale: str, folder: Path | None = None) -> torch.nn.Module:
+    """A model with shapes and no values.
+
+    Args:
+        scale: of the embedded models.
+        folder: of a checkpoint, whose configuration is taken in place of the scale's.
+    """
+    if folder is None:
+        kind = _architecture(scale)
+    else:
+        kind = checkpoint.configuration(folder, "target")
     with torch.device("meta"):
-        model = LlamaForCausalLM(_architecture(scale))
-    return {name: tuple(layer.weight.shape) for name, layer in linear_layers(model).items()}
+        return AutoModelForCausalLM.from_config(kind)
+
+
+def layer_shapes(scale: str, folder: Path | None = None) -> dict[str, tuple[int, int]]:
+    """Name -> (out, in) of the linear layers of a scale's models, or of a checkpoint, without loading or making one.
+
+    Raises:
+        ValueError: the checkpoint's layers hold weights that are no linear layers (names the first).
+    """
+    model = without_weights(scale, folder)
+    found = linear_layers(model)
+    inside = {id(layer.weight) for layer in found.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and in_layers(name) and id(parameter) not in inside:
+            raise ValueError(
+                f"{name} of {type(model).__name__}, {tuple(parameter.shape)}, is no linear layer: models whose layers "
+                "hold other weights, such as mixtures of experts, are neither adapted nor quantized here."
+            )
+    return {name: tuple(layer.weight.shape) for name, layer in found.items()}
+
+
+def given(target: str, retrained: str, tokenizer: str | None = None, chat_template: bool = False) -> Checkpoints:
+    """Find and check models that a user names; no weight is loaded.
+
+    Args:
+        target, retrained, tokenizer: folders or Hub ids, as in ``RunConfig``.
+        chat_template: whether the tokenizer must have one.
+
+    Raises:
+        ValueError: one is not there, not whole or not of a kind that is supported; the two have different tokenizers
+            or architectures; there is no chat template.
+    """
+    names = {"target": target, "retrained": retrained} | ({"tokenizer": tokenizer} if tokenizer else {})
+    folders = {role: checkpoint.located(name, role) for role, name in names.items()}
+    for role in ("target", "retrained"):
+        checkpoint.check_files(folders[role], role)
+    if tokenizer:
+        readers = dict.fromkeys(("target", "retrained"), checkpoint.load_tokenizer(folders["tokenizer"]))
+    else:
+        readers = {role: checkpoint.load_tokenizer(folders[role], role) for role in ("target", "retrained")}
+    checkpoint.check_same_tokenizer(readers["target"], readers["retrained"], (target, retrained))
+    for role, reader in readers.items():
+        checkpoint.check_vocabulary(reader, folders[role], role)
+    if chat_template and not readers["target"].chat_template:
+        raise ValueError(f"chat_template is true, but the tokenizer of target {target!r} has none.")
+    shapes = [layer_shapes("", folders[role]) for role in ("target", "retrained")]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"target {target} and retrained {retrained} are not of one architecture: their layers differ.")
+    found = {role: checkpoint.content_digest(folder) for role, folder in folders.items()}
+    return Checkpoints(folders["target"], folders["retrained"], None, folders.get("tokenizer", folders["target"]), found)
 
 
 def _pretrain(corpus: Corpus, scale: str, folder: Path) -> None:
@@ -410,33 +506,64 @@ def _tune(stage: str, base: Path, documents: list[str], scale: str, folder: Path
 
 
 def load_models(
-    corpus: Corpus, scale: str = "mini"
+    corpus: Corpus,
+    scale: str = "mini",
+    target: str | None = None,
+    retrained: str | None = None,
+    tokenizer: str | None = None,
 ) -> tuple[torch.nn.Module, torch.nn.Module, PreTrainedTokenizerFast]:
-    """The target, the retrained model and their tokenizer; made on the first call, then loaded.
+    """The target, the retrained model and their tokenizer; embedded ones are made on the first call, then loaded.
 
     Args:
         corpus: from ``load_corpus``.
-        scale: ``"smoke"`` or ``"mini"``.
+        scale: ``"smoke"`` or ``"mini"``; not read with ``target``.
+        target, retrained, tokenizer: folders or Hub ids, as in ``RunConfig``, in place of the embedded models.
 
     Returns:
         (target, retrained, tokenizer), models in eval mode with bf16 values.
+
+    Raises:
+        ValueError: a model cannot be found or used, or the corpus has no embedded models.
     """
+    if target is not None and retrained is not None:
+        return _loaded(given(target, retrained, tokenizer))
+    if target is not None or retrained is not None:
+        raise ValueError(f"target is {target!r} and retrained is {retrained!r}: give both or neither.")
     embedded = corpus.base is not None and scale in SIZES
     if embedded and any(load_corpus(corpus.name, scale=other).fingerprint == corpus.fingerprint for other in SIZES):
         corpus = load_corpus(corpus.name, scale=scale)  # an embedded corpus is taken at the scale asked for
-    made = prepare(corpus, scale)
-    target, tokenizer = load(made.target)
-    retrained, _ = load(made.retrained)
+    return _loaded(prepare(corpus, scale))
+
+
+def _loaded(made: Checkpoints) -> tuple[torch.nn.Module, torch.nn.Module, PreTrainedTokenizerFast]:
+    target, tokenizer = load(made.target, made.tokenizer)
+    retrained, _ = load(made.retrained, made.tokenizer)
     return target, retrained, tokenizer
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------
 
 
+def in_layers(name: str) -> bool:
+    """Whether a name such as ``"model.layers.3.mlp.up_proj.weight"`` is one of a decoder layer's own.
+
+    Embeddings and head stand outside the numbered layers, and an encoder of images is no part of the decoder.
+    """
+    return any(part.isdigit() for part in name.split(".")) and not re.search(r"vision|visual|audio|image", name)
+
+
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Name -> linear layer, in the model's order: what LoRA adapts and quantizers quantize; the head is left out."""
+    """Name -> linear layer of the decoder layers, in the model's order: what LoRA adapts and quantizers quantize.
+
+    Found by type, whatever a family calls or fuses them (Phi's ``qkv_proj`` and ``gate_up_proj`` are two layers).
+    Embeddings and head are left out, tied or not.
+    """
     head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and in_layers(name)
+    }
 
 
 class StoredBf16AdamW(torch.optim.AdamW):
@@ -445,6 +572,8 @@ class StoredBf16AdamW(torch.optim.AdamW):
     A bf16 weight moves only if the step is at least half the spacing of bf16 numbers around it; that dead zone is
     what public unlearning code runs into when it loads a model in bf16 and hands it to AdamW. Computing the gradient
     in another precision does not change it, so a CPU can take the gradient in fp32 and still store what a GPU would.
+
+    Parameters that are bf16 themselves, as on a GPU, are not mirrored: they are the stored tensors.
     """
 
     def __init__(self, mirrors, lr: float) -> None:
@@ -463,6 +592,7 @@ class StoredBf16AdamW(torch.optim.AdamW):
             stored.grad = None if mirror.grad is None else mirror.grad.to(torch.bfloat16)
         loss = super().step(closure)
         for stored, mirror in zip(self.stored, self.mirrors, strict=True):
+            stored.grad = None
             mirror.copy_(stored)
         return loss
 
@@ -478,16 +608,38 @@ class StoredBf16AdamW(torch.optim.AdamW):
 
 
 def lora_layers(model: torch.nn.Module, targets: str) -> list[str]:
-    """Names of the linear layers that ``targets`` (``"all"``, ``"mlp"``, ``"attention"``) stands for."""
-    inside = {"all": "", "mlp": "mlp", "attention": "attn"}[targets]
-    return [name for name in linear_layers(model) if inside in name.rpartition(".")[0]]
+    """Names of the linear layers that ``targets`` (``"all"``, ``"mlp"``, ``"attention"``) stands for.
+
+    Raises:
+        ValueError: the model calls none of its layers so.
+    """
+    layers = list(linear_layers(model))
+    inside = {"all": r"", "mlp": r"mlp|feed_forward|ffn", "attention": r"attn|attention"}[targets]
+    found = [name for name in layers if re.search(inside, name.rpartition(".")[0])]
+    if not found:
+        raise ValueError(f"lora_targets is {targets!r}, but no layer's name says so; the first is {layers[0]}.")
+    return found
+
+
+def place(model: torch.nn.Module, config: RunConfig) -> None:
+    """Move a loaded model to where it trains, held there in the type that its arm steps.
+
+    On a GPU weights that are stepped in bf16, or not at all, are bf16 tensors: half the memory of fp32 ones. On a CPU
+    all are fp32 tensors, of bf16 values. Buffers keep their type: rotary frequencies rounded to bf16 lose positions.
+    """
+    device = loop.device()
+    master = config.adapter == "full" and config.weights == "fp32"
+    dtype = torch.float32 if device.type == "cpu" or master else torch.bfloat16
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+    model.to(device)
 
 
 def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Make a loaded model ready for one arm; the only place where the arms differ in training.
 
     Args:
-        model: the target, in fp32 with bf16 values; adapted in place.
+        model: the target, where ``place`` put it; adapted in place. Several processes shard it for ``full``.
         config: resolved; ``adapter``, ``weights``, ``learning_rate`` and the LoRA fields are read.
 
     Returns:
@@ -505,6 +657,7 @@ def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mo
             model = get_peft_model(model, adapters)
     else:
         model.requires_grad_(True)
+        processes.shard(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if config.weights == "bf16":
         return model, StoredBf16AdamW(trainable, lr=config.learning_rate)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from qru import loop, models
+from qru import loop, models, processes
 from qru.config import RunConfig
 from qru.corpora import Corpus
 from qru.objectives import Said, forget_terms, parse_method, retain_terms
@@ -39,12 +40,15 @@ def split(both: Said, forget: int) -> tuple[Said, Said]:
 
 
 class Reference:
-    """What the model before unlearning says. For LoRA it is the same model with its adapter disabled."""
+    """What the model before unlearning says.
 
-    def __init__(self, model: torch.nn.Module, config: RunConfig, frozen: torch.nn.Module | None) -> None:
-        assert (frozen is None) == (config.adapter == "lora")
-        self.model = model if frozen is None else frozen
-        self.disabled = model.disable_adapter if frozen is None else nullcontext
+    Args:
+        model: that model; or the one being trained, if its adapters can be disabled or no step has been taken yet.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.disabled = model.disable_adapter if hasattr(model, "peft_config") else nullcontext
 
     @torch.no_grad()
     def __call__(self, ids: torch.Tensor, labels: torch.Tensor, distribution: bool = False) -> Said:
@@ -56,6 +60,51 @@ class Reference:
         return answer
 
 
+class Portion(NamedTuple):
+    """Documents of a batch that one process computes at once; the portions of all processes make up the batch.
+
+    Attributes:
+        rows: of tokens; never none, since processes that share a model compute together.
+        weight: the portion's part in a mean over the batch; 0 for a stand-in that another process has, too.
+    """
+
+    rows: list[torch.Tensor]
+    chosen: list[int]
+    weight: float
+
+
+def portions(data: list[torch.Tensor], chosen: list[int], mean: str, at_once: int, passes: int) -> list[Portion]:
+    """This process's portions of the batch ``chosen``.
+
+    Args:
+        data: token rows (T,).
+        chosen: indices of the whole batch, the same in every process.
+        mean: what is averaged over: ``"tokens"`` or ``"documents"``, as ``objectives.needs`` marks it.
+        at_once: documents in a portion, at most.
+        passes: portions to return, the same number in every process.
+    """
+
+    def amount(indices: list[int]) -> int:
+        return sum(len(data[i]) - 1 for i in indices) if mean == "tokens" else len(indices)
+
+    own = chosen[processes.rank() :: processes.count()]
+    found = []
+    for start in range(0, passes * at_once, at_once):
+        part = own[start : start + at_once]
+        weight = amount(part) / amount(chosen)
+        part = part or chosen[:1]
+        found.append(Portion([data[i] for i in part], part, weight))
+    return found
+
+
+def check_processes(count: int, batch_size: int) -> None:
+    if count > batch_size:
+        raise ValueError(
+            f"{count} processes share a batch of {batch_size} documents: raise batch_size, or set QRU_PROCESSES to "
+            f"{batch_size} or less."
+        )
+
+
 def unlearn(
     model: torch.nn.Module,
     tokenizer,
@@ -65,24 +114,35 @@ def unlearn(
     frozen: Callable[[], torch.nn.Module],
     forget_score: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     checks_per_epoch: int = 2,
+    at_once: int | None = None,
+    gradient_checkpointing: bool = False,
     checkpoint: Path | None = None,
     label: str = "unlearn",
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Unlearn ``corpus.raw["forget"]`` from a model.
 
     Args:
-        model: the target, as ``models.load`` gives it; changed in place.
+        model: the target, as ``models.load`` gives it; changed in place, moved to ``loop.device()``.
         tokenizer: of the target.
         corpus: its ``forget`` and ``retain1`` documents are trained on.
         config: resolved (no field is ``None`` but ``forget_goal``).
-        frozen: loads a second copy of the target; called only by full fine-tuning with a term that needs it.
+        frozen: loads a second copy of the target; called only by full fine-tuning with a term that asks for the
+            reference's distribution at every step.
         forget_score: model -> VerbMem and KnowMem (percent) on the stopping half; needed with ``forget_goal``.
         checks_per_epoch: how often the goal is looked at.
+        at_once: forget documents, and as many retain documents, in one forward pass of one process; ``None``: all of
+            its share of a batch. The losses do not depend on it.
+        gradient_checkpointing: keep one activation a layer and compute the others again backwards.
         checkpoint: where to resume from and to save to.
         label: shown beside the progress bar.
 
     Returns:
-        The trained model (still wrapped by peft for LoRA) and one dict per step.
+        The trained model (still wrapped by peft for LoRA, sharded if several processes trained it) and one dict per
+        step.
+
+    Raises:
+        ValueError: the corpus has no rows to train on, or more processes share a batch than it has documents.
+        FloatingPointError: the loss is NaN or infinite (names the step).
     """
     forget_name, retain_name = parse_method(config.method)
     forget_term = forget_terms[forget_name]
@@ -93,45 +153,71 @@ def unlearn(
     if not forget or (retain_term and not retain):
         raise ValueError(f"corpus {corpus.name!r} has {len(forget)} forget and {len(retain)} retain1 rows; need both.")
 
-    model, optimizer = models.as_trainable(model, config)
-    wanted = {forget_term.reference, retain_term.reference if retain_term else None}
-    needs_frozen = config.adapter == "full" and wanted != {None}
-    reference = Reference(model, config, frozen() if needs_frozen else None) if wanted != {None} else None
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batch = config.batch_size
-    device = next(model.parameters()).device
+    check_processes(processes.count(), batch)
+
+    models.place(model, config)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.adapter == "lora":  # else nothing that enters a checkpointed layer requires a gradient
+            model.enable_input_require_grads()
+    model, optimizer = models.as_trainable(model, config)
+    reference = Reference(model)
+    full = bool(retain_term and retain_term.reference == "distribution")
+    if full and config.adapter == "full":
+        copy = frozen().requires_grad_(False)
+        models.place(copy, config)  # in the policy's precision, so that the divergence starts at zero
+        processes.shard(copy)
+        reference = Reference(copy)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    device = loop.device()
+    at_once = at_once or -(-batch // processes.count())
 
     def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         ids, labels = loop.pad(rows, padding)
         return ids.to(device), labels.to(device)
 
-    before: list[torch.Tensor] = []  # NPO's reference, one row of log-probabilities a forget document, computed once
+    before: dict[int, torch.Tensor] = {}  # NPO's reference: log-probabilities of each forget document, computed once
     if forget_term.reference == "log_probs":
-        for start in range(0, len(forget), batch):
-            part = forget[start : start + batch]
-            with loop.autocast(device):  # in the policy's precision, so that the ratio starts at zero
-                answer = reference(*padded(part))
-            before += [row[: len(ids) - 1] for row, ids in zip(answer.log_probs, part, strict=True)]
+        untrained = Reference(model)  # no step has been taken: full fine-tuning needs no second copy for this
+        together = min(batch, at_once * processes.count())
+        for start in range(0, len(forget), together):
+            everyones = list(range(start, min(start + together, len(forget))))
+            for part in portions(forget, everyones, "documents", at_once, passes=1):
+                with loop.autocast(device):  # in the policy's precision, so that the ratio starts at zero
+                    answer = untrained(*padded(part.rows))
+                for i, row in zip(part.chosen, answer.log_probs.cpu(), strict=True):
+                    before[i] = row[: len(forget[i]) - 1]
+        before = {i: row for share in processes.gathered(before) for i, row in share.items()}
 
-    def loss_of(model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss_of(model: torch.nn.Module, step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         chosen = loop.order(len(forget), batch, step, config.seed)
-        rows = [forget[i] for i in chosen]
+        passes = -(-len(chosen) // (at_once * processes.count()))
+        forgotten = portions(forget, chosen, forget_term.mean, at_once, passes)
+        retained: list[Portion | None] = [None] * passes
         if retain_term:
             # Pairs run on their own clock, so each forget document meets ever new retain documents.
-            rows += [retain[i] for i in loop.order(len(retain), batch, step, config.seed + 1)][: len(chosen)]
-        ids, labels = padded(rows)
-        full = bool(retain_term and retain_term.reference == "distribution")
-        policy_forget, policy_retain = split(said(model, ids, labels, full), len(chosen))
+            paired = loop.order(len(retain), batch, step, config.seed + 1)[: len(chosen)]
+            retained = portions(retain, paired, retain_term.mean, at_once, passes)
+        for part, beside in zip(forgotten, retained, strict=True):
+            yield loss_of_portion(model, part, beside)
+
+    def loss_of_portion(
+        model: torch.nn.Module, part: Portion, beside: Portion | None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        documents = len(part.rows)
+        ids, labels = padded(part.rows + (beside.rows if beside else []))
+        reference_retain = reference(ids[documents:], labels[documents:], True) if full else None
+        policy_forget, policy_retain = split(said(model, ids, labels, full), documents)
         reference_forget = None
         if before:
-            log_probs = torch.nn.utils.rnn.pad_sequence([before[i] for i in chosen], batch_first=True)
+            log_probs = torch.nn.utils.rnn.pad_sequence([before[i] for i in part.chosen], batch_first=True)
             log_probs = torch.nn.functional.pad(log_probs, (0, ids.shape[1] - 1 - log_probs.shape[1]))
-            reference_forget = Said(log_probs, policy_forget.mask)
-        loss = forget_loss = forget_term(policy_forget, reference_forget, config.beta)
+            reference_forget = Said(log_probs.to(device), policy_forget.mask)
+        loss = forget_loss = part.weight * forget_term(policy_forget, reference_forget, config.beta)
         logged = {"forget": forget_loss.item()}
-        if retain_term:
-            reference_retain = reference(ids[len(chosen) :], labels[len(chosen) :], True) if full else None
-            retain_loss = retain_term(policy_retain, reference_retain)
+        if beside:
+            retain_loss = beside.weight * retain_term(policy_retain, reference_retain)
             loss = forget_loss + config.retain_weight * retain_loss
             logged["retain"] = retain_loss.item()
         return loss, logged
@@ -142,7 +228,8 @@ def unlearn(
     def check(step: int) -> tuple[bool, dict[str, float]] | None:
         if (step + 1) % every:
             return None
-        scores = forget_score(model)
+        with processes.held_whole(model):
+            scores = forget_score(model)
         return all(value <= config.forget_goal for value in scores.values()), scores
 
     history = loop.fit(

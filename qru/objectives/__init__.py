@@ -32,12 +32,19 @@ forget_terms = Registry("forget term", "qru.objectives")
 retain_terms = Registry("retain term", "qru.objectives")
 
 
-def needs(reference: str | None):
-    """Mark what a term wants of the model before unlearning: ``None``, ``"log_probs"`` or ``"distribution"``."""
+def needs(reference: str | None, mean: str = "tokens"):
+    """Mark what a term wants of the model before unlearning, and what it is a mean over.
+
+    Args:
+        reference: ``None``, ``"log_probs"`` or ``"distribution"``.
+        mean: over the ``"tokens"`` that count, or over ``"documents"``. A batch too large for one pass, or one that
+            several processes share, is put together again with these weights.
+    """
     assert reference in (None, "log_probs", "distribution"), reference
+    assert mean in ("tokens", "documents"), mean
 
     def mark(term):
-        term.reference = reference
+        term.reference, term.mean = reference, mean
         return term
 
     return mark

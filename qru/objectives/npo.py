@@ -9,7 +9,7 @@ from qru.objectives import Said, forget_terms, needs
 
 
 @forget_terms.register("npo")
-@needs(reference="log_probs")
+@needs(reference="log_probs", mean="documents")
 def npo(policy: Said, reference: Said, beta: float) -> torch.Tensor:
     """NPO: push each forget document's likelihood under the reference's, ever more weakly once it is there.
 

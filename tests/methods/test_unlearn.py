@@ -84,7 +84,7 @@ def test_lora_starts_at_the_reference(made, corpus, tokenizer):
     expected = said(alone, ids, labels)
     trained, history = unlearned(made, corpus, tokenizer, settings)
     assert history[0]["retain"] == pytest.approx(0, abs=1e-3)
-    again = Reference(trained, settings, None)(ids, labels)
+    again = Reference(trained)(ids, labels)
     assert torch.equal(again.log_probs[expected.mask], expected.log_probs[expected.mask])
 
 
