@@ -15,6 +15,10 @@ SCALES = ("smoke", "mini", "muse")
 ADAPTERS = ("full", "lora")
 WEIGHTS = ("bf16", "fp32")
 LORA_TARGETS = ("all", "mlp", "attention")
+WHOLE = "all"
+FORGET_SETS = (WHOLE, *(f"{kind}_{number}" for kind in ("scal", "sust") for number in (1, 2, 3, 4)))
+# Fields that came after the first records were published: at their default they are no part of a run's key.
+LATER = ("target", "retrained", "tokenizer", "chat_template", "forget_set")
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 
 
@@ -81,6 +85,8 @@ class RunConfig:
         tokenizer: folder or Hub id of the tokenizer of both models. ``None``: the one that lies beside their weights.
         chat_template: put every prompt of VerbMem and of the questions into the tokenizer's chat template, as one turn
             of the user. Training texts and PrivLeak's stay plain.
+        forget_set: ``"all"`` (``raw["forget"]``), ``"scal_1"`` … ``"scal_4"`` (MUSE's nested sets) or ``"sust_1"`` …
+            ``"sust_4"`` (its successive requests; each starts from the result of the one before).
         seed: of data order and of LoRA's initial A; target and retrained do not depend on it.
         learning_rate: constant over the run (AdamW).
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
@@ -107,6 +113,7 @@ class RunConfig:
     retrained: str | None = None
     tokenizer: str | None = None
     chat_template: bool = False
+    forget_set: str = WHOLE
     seed: int = 0
     learning_rate: float | None = None
     epochs: int | None = None
@@ -144,6 +151,12 @@ class RunConfig:
         choice("adapter", self.adapter, ADAPTERS)
         choice("scale", self.scale, SCALES)
         choice("lora_targets", self.lora_targets, LORA_TARGETS)
+        choice("forget_set", self.forget_set, FORGET_SETS)
+        if self.forget_set != WHOLE and self.forget_goal is not None:
+            raise ValueError(
+                f"forget_goal is {self.forget_goal!r}, but it is judged on the whole forget set and forget_set is "
+                f"{self.forget_set!r}: leave forget_goal out, and give epochs."
+            )
         if self.weights is not None:
             choice("weights", self.weights, WEIGHTS)
         for name in ("lora_rank", "epochs", "batch_size"):
@@ -183,3 +196,8 @@ class RunConfig:
         values = dataclasses.asdict(self)
         values["quantizers"] = list(self.quantizers)
         return values
+
+    def identity(self) -> dict[str, Any]:
+        """What the key of a run is made of: every field but the later ones that are at their default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {key: v for key, v in self.to_dict().items() if key not in LATER or v != defaults[key]}

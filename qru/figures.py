@@ -489,7 +489,11 @@ def recovery(*records: Record) -> Figure:
 
 
 FORGET_SETS = {"scal": ("documents", "documents to be forgotten at once"), "sust": ("number", "requests, one by one")}
-PARTS = {"utility": METRICS["utility"], "forgotten": "VerbMem ↓, to be forgotten", "remaining": "VerbMem, not yet asked for"}
+PARTS = {
+    "utility": METRICS["utility"],
+    "forgotten": "VerbMem ↓, to be forgotten",
+    "remaining": "VerbMem, not yet asked for",
+}
 
 
 def over_forget_sets(*records: Record, kind: str, precision: str | None = None) -> Figure:

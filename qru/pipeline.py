@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from qru import compress, models, paths, records, verdict
-from qru.config import RunConfig, digest
+from qru import compress, forget_sets, models, paths, records, verdict
+from qru.config import WHOLE, RunConfig, digest
 from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from qru.loop import compute_precision
@@ -95,23 +95,77 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
     """
     configs = [_checked(resolve(config)) for config in configs]
     corpora = {(c.corpus, c.scale): load_corpus(c.corpus, scale=c.scale) for c in configs}
-    jobs, folders = [], []
+    for config in configs:
+        for name in forget_sets.requests(config.forget_set):
+            forget_sets.documents(corpora[config.corpus, config.scale], name)  # raises before any work
+    folders: list[Path] = []
+    chains: dict[Path, list[Job]] = {}
     for config in configs:
         corpus = corpora[config.corpus, config.scale]
-        made = models.prepare(corpus, config.scale)
-        key = digest([config.to_dict(), made.target.name, made.retrained.name, corpus.fingerprint])
-        arm = f"{config.method}-{config.adapter}-{config.weights}"
-        folders.append(paths.runs_dir() / f"{corpus.name}-{config.scale}-{arm}-s{config.seed}-{key[:10]}")
-        if _complete(folders[-1], key) is None:
-            jobs.append((config, corpus, made, folders[-1], key))
-    if jobs:
+        chain = _chain(config, corpus, models.prepare(corpus, config.scale))
+        folders.append(chain[-1].folder)
+        if _missing(chain):
+            chains[folders[-1]] = chain
+    if chains:
         if compute_precision(torch.device("cpu")) == "fp32":
             say("this CPU has no bf16 arithmetic: gradients are computed in fp32, on the same bf16-stored weights")
         short = all(config.scale == "smoke" for config in configs)
-        for config, corpus, made, _, _ in jobs:
-            baseline_scores(corpus, made, quantizers=config.quantizers, short=short)
-        side_by_side(_run, jobs, short)
+        for job in (chain[-1] for chain in chains.values()):
+            baseline_scores(job.corpus, job.made, quantizers=job.config.quantizers, short=short)
+        within = {job.folder for chain in chains.values() for job in chain[:-1]}
+        apart = [(chain,) for folder, chain in chains.items() if folder not in within]
+        side_by_side(_run_chain, sorted(apart, key=lambda job: -len(job[0])), short)
     return [records.load_record(folder) for folder in folders]
+
+
+class Job(NamedTuple):
+    """One run: its settings, what they refer to, the model it starts from, and where its record goes.
+
+    start: a checkpoint: the target, or the result of the request before.
+    key: of the configuration and everything it refers to.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    made: models.Checkpoints
+    start: Path
+    folder: Path
+    key: str
+
+
+def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[Job]:
+    """The run of a configuration, and before it those that it builds on."""
+    jobs: list[Job] = []
+    sets: list[str] = []
+    for name in forget_sets.requests(config.forget_set):
+        one = replace(config, forget_set=name)
+        parts = [one.identity(), made.target.name, made.retrained.name, corpus.fingerprint]
+        label = f"{corpus.name}-{one.scale}-{one.method}-{one.adapter}-{one.weights}"
+        if name != WHOLE:  # the whole set is in the corpus's fingerprint, the others are not
+            sets = [*sets, digest(forget_sets.documents(corpus, name))]
+            parts.append(sets)
+            label += f"-{name}"
+        key = digest(parts)
+        start = jobs[-1].folder / "model" if jobs else made.target
+        jobs.append(Job(one, corpus, made, start, paths.runs_dir() / f"{label}-s{one.seed}-{key[:10]}", key))
+    return jobs
+
+
+def _missing(chain: Sequence[Job]) -> bool:
+    """Whether anything of a chain is left to run. A record whose model is gone, and needed, is removed."""
+    missing = False
+    for job in reversed(chain):
+        record = _complete(job.folder, job.key)
+        if record and missing and not (job.folder / "model").is_dir():
+            say(f"{job.folder / 'model'} is gone, and the next request starts from it: running it again.")
+            record.path.unlink()
+        missing = missing or record is None
+    return missing
+
+
+def _run_chain(chain: Sequence[Job]) -> None:
+    for job in chain:
+        _run(job)
 
 
 def _checked(config: RunConfig) -> RunConfig:
@@ -139,23 +193,25 @@ def _complete(folder: Path, key: str) -> Record | None:
     return record
 
 
-def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Path, key: str) -> None:
-    """One run into ``folder``; what an earlier, killed attempt has finished is not done again."""
+def _run(job: Job) -> None:
+    """One run into its folder; what an earlier, killed attempt has finished is not done again."""
+    config, corpus, made, start, folder, key = job
     with locked(folder / ".lock"):
         if (folder / "record.json").is_file():
             return  # another process has made it meanwhile
         clock = Clock(folder / "partial" / "cost.json")
-        label = f"{config.method} {config.adapter} {config.weights}"
+        part = "" if config.forget_set == WHOLE else f" {config.forget_set}"
+        label = f"{config.method} {config.adapter} {config.weights}{part}"
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = None if config.forget_goal is None else forget_halves(corpus)[1]
         reference = _privleak_reference(made, corpus)
         scores = baseline_scores(corpus, made, quantizers=config.quantizers, short=True)
         target, tokenizer = models.load(made.target)
         with clock.stage("unlearn"):
-            history = _unlearn(config, corpus, tokenizer, made, folder, label)
+            history = _unlearn(config, corpus, tokenizer, start, folder, label)
         clock.stages["unlearn"]["seconds"] = round(sum(row["seconds"] for row in history), 3)  # of all attempts
         unlearned, _ = models.load(folder / "model")
-        found = _updates(target, config, folder)
+        found = _updates(target, config, folder, start == made.target)
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
@@ -176,6 +232,12 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
             scores = {m: {p: _half(s, reported) for p, s in by.items()} for m, by in scores.items()}
 
         scores = _with_same_quantizer(scores)
+        asked, judged = {}, scores
+        if config.forget_set != WHOLE:
+            about = forget_sets.section(corpus, config.forget_set)
+            about["start"] = None if start == made.target else start.parent.name
+            asked = {"forget_set": about, "parts": forget_sets.parts(scores, about["examples"])}
+            judged = forget_sets.of_forgotten(scores, about["examples"])
         records.write_json(folder / "responses.json", _nested(scores, lambda s: s.get("responses")))
         scores = _nested(scores, lambda s: {k: v for k, v in s.items() if k != "responses"})
         record = {
@@ -189,10 +251,10 @@ def _run(config: RunConfig, corpus: Corpus, made: models.Checkpoints, folder: Pa
                 "corpus": corpus.fingerprint,
                 "models": {name: getattr(made, name).name for name in ("base", "target", "retrained")},
             },
-            "recovered": verdict.recovered(scores),
-            "verdict": verdict.sentences(scores, config.to_dict()),
+            "recovered": verdict.recovered(judged),
+            "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
-        }
+        } | asked
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)
         say(f"record: {folder / 'record.json'}")
@@ -289,11 +351,14 @@ def _privleak_reference(made: models.Checkpoints, corpus: Corpus) -> dict[str, l
     return records.read_json(file)
 
 
-def _unlearn(config, corpus, tokenizer, made: models.Checkpoints, folder: Path, label: str) -> list[dict[str, float]]:
-    """Train one arm and save its result in bf16 as ``folder/model`` (and ``folder/adapter``), unless it is there."""
+def _unlearn(config, corpus, tokenizer, start: Path, folder: Path, label: str) -> list[dict[str, float]]:
+    """Train one arm and save its result in bf16 as ``folder/model`` (and ``folder/adapter``), unless it is there.
+
+    ``start`` is the checkpoint that is trained, and the reference of terms that need one.
+    """
     if not (folder / "model").is_dir():
-        target, _ = models.load(made.target)
-        trained, _ = models.load(made.target)
+        before, _ = models.load(start)
+        trained, _ = models.load(start)
         stopping, _ = forget_halves(corpus)
 
         def forget_score(model: torch.nn.Module) -> dict[str, float]:
@@ -305,24 +370,28 @@ def _unlearn(config, corpus, tokenizer, made: models.Checkpoints, folder: Path, 
         trained, history = unlearn(
             trained,
             tokenizer,
-            corpus,
+            forget_sets.narrowed(corpus, config.forget_set),
             config,
-            frozen=lambda: models.load(made.target)[0],
+            frozen=lambda: models.load(start)[0],
             forget_score=forget_score,
             checkpoint=folder / "training.pt",
             label=label,
         )
         records.write_json(folder / "history.json", history)
         if config.adapter == "lora":
-            compress.save_adapter(trained, target, folder / "adapter")
-        models.save(compress.merged_model(target, trained), tokenizer, folder / "model")
+            compress.save_adapter(trained, before, folder / "adapter")
+        models.save(compress.merged_model(before, trained), tokenizer, folder / "model")
         (folder / "training.pt").unlink(missing_ok=True)
     return records.read_json(folder / "history.json")
 
 
-def _updates(target: torch.nn.Module, config: RunConfig, folder: Path) -> dict:
-    """The update of every linear layer, from what ``_unlearn`` saved."""
-    if config.adapter == "lora":
+def _updates(target: torch.nn.Module, config: RunConfig, folder: Path, direct: bool) -> dict:
+    """The update of every linear layer, from what ``_unlearn`` saved; ``direct`` if it started from the target.
+
+    The adapter of a later request is one on the result of the request before: the way from the target to its result
+    is no adapter, and is taken from the weights.
+    """
+    if config.adapter == "lora" and direct:
         return compress.updates(target, compress.with_adapter(target, folder / "adapter"))
     return compress.updates(target, models.load(folder / "model")[0])
 
