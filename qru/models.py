@@ -127,7 +127,7 @@ def rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: 
     size = context - len(opening)
     out = []
     for document in documents:  # one at a time: what a tokenizer keeps of a text is many times the text
-        ids = tokenizer(document, add_special_tokens=False, return_attention_mask=False).input_ids
+        ids = tokenizer(document, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
         pieces = ([*opening, *ids[start : start + size]] for start in range(0, len(ids), size))
         out += [torch.tensor(piece) for piece in pieces if len(piece) > 1]  # one token predicts nothing
     return out
