@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown, clear_output
 
-from qru import models, paths, pipeline, records
+from qru import forget_sets, models, paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
 from qru.corpora import load_corpus
 from qru.defaults import resolve
@@ -18,6 +19,7 @@ from qru.ops import QuantSpec
 from qru.ops.grid import group_width
 from qru.records import Record
 from qru.registry import unknown
+from qru.verdict import over_forget_sets
 
 OWN_DEFAULTS = ("learning_rate", "epochs", "retain_weight")  # tuned per arm: one arm's value says nothing of another's
 DRAWN = 48  # weights in the picture of a single row
@@ -51,6 +53,47 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once
     tidy()
     return found
+
+
+def run_forget_sets(kinds: Sequence[str] = forget_sets.KINDS, **parameters: Any) -> list[Record]:
+    """Run one configuration over every forget set of a corpus; what is recorded already is reused.
+
+    Args:
+        kinds: ``"scal"`` (nested sets, each forgotten at once) and ``"sust"`` (one request after another).
+        parameters: fields of ``RunConfig`` but ``forget_set``.
+
+    Returns:
+        The records, by kind and number.
+
+    Raises:
+        ValueError: an unknown or impossible parameter, or a corpus without sets of a kind, before any work.
+    """
+    config = resolve(RunConfig.from_dict(parameters))
+    if not kinds:
+        raise ValueError(f"kinds is empty; it names at least one of {', '.join(forget_sets.KINDS)}.")
+    corpus = load_corpus(config.corpus, scale=config.scale)
+    names = []
+    for kind in kinds:
+        if kind not in forget_sets.KINDS:
+            raise unknown("kind of forget sets", kind, forget_sets.KINDS)
+        found = [name for name in forget_sets.there(corpus) if name.startswith(kind)]
+        if not found:
+            raise ValueError(
+                f"corpus {corpus.name!r} has no forget sets {kind}_1, {kind}_2, …; it has "
+                f"{', '.join(forget_sets.there(corpus))}. Leave {kind!r} out of kinds."
+            )
+        names += found
+    found = pipeline.run_all([replace(config, forget_set=name) for name in dict.fromkeys(names)])
+    tidy()
+    return found
+
+
+def forget_set_verdict(*found: Record) -> Markdown:
+    """The verdict over forget sets, for a notebook and on the terminal."""
+    told = over_forget_sets(found)
+    records.say("\n".join(line for heading, lines in told.items() for line in ("", f"{heading}:", *lines)))
+    parts = ["\n".join([f"**{heading}**", "", *(f"- {line}" for line in lines)]) for heading, lines in told.items()]
+    return Markdown("\n\n".join(parts))
 
 
 def tidy() -> None:

@@ -125,7 +125,7 @@ def of_forgotten(scores: dict[str, Any], examples: Mapping[str, Sequence[int]]) 
 
     KnowMem stays that of all questions: they do not say which document they are about.
     """
-    if not examples["forgotten"]:
+    if not examples["forgotten"]:  # also where a corpus has no VerbMem
         return scores
     return {
         model: {

@@ -245,12 +245,12 @@ def forget_set_frame(*records: Record) -> pd.DataFrame:
                 key = (arm, kind, number, record.extra["forget_set"]["documents"])
                 for model, by_precision in record.scores.items():
                     for precision, scores in by_precision.items():
-                        utility, parts = scores["utility"], record.extra["parts"][model][precision]
-                        examples = len(utility["per_example"])
-                        rows.append((*key, model, precision, "utility", utility["value"], *utility["ci"], examples))
-                        for part, score in parts.items():
+                        shown = dict(record.extra["parts"][model][precision])
+                        if utility := scores.get("utility"):  # a corpus need not have one
+                            shown = {"utility": utility | {"examples": len(utility["per_example"])}} | shown
+                        for measure, score in shown.items():
                             values = score["value"], *score["ci"], score["examples"]
-                            rows.append((*key, model, precision, part, *values))
+                            rows.append((*key, model, precision, measure, *values))
     columns = ["arm", "kind", "number", "documents", "model", "precision", "measure"]
     return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "examples"])
 
@@ -262,16 +262,16 @@ def forget_set_table(*records: Record) -> pd.DataFrame:
         for numbers in kinds.values():
             for record in numbers.values():
                 for precision, scores in record.scores["unlearned"].items():
-                    parts = record.extra["parts"]["unlearned"][precision]
                     row = {
                         "arm": arm, "forget set": record.config["forget_set"], "precision": precision,
                         "documents": record.extra["forget_set"]["documents"],
-                        METRICS["utility"]: with_interval(scores["utility"]["value"], *scores["utility"]["ci"]),
                     }  # fmt: skip
-                    for part, heading in PARTS.items():
-                        shown = parts.get(part)
-                        row[heading] = with_interval(shown["value"], *shown["ci"]) if shown else "–"
-                    row[METRICS["knowmem"]] = with_interval(scores["knowmem"]["value"], *scores["knowmem"]["ci"])
+                    shown = dict(scores) | record.extra["parts"]["unlearned"][precision]
+                    for measure, heading in (
+                        {"utility": METRICS["utility"]} | PARTS | {"knowmem": METRICS["knowmem"]}.items()
+                    ):
+                        score = shown.get(measure)
+                        row[heading] = with_interval(score["value"], *score["ci"]) if score else "–"
                     back = record.extra["recovered"].get(precision)
                     row["comes back"] = "" if back is None else "yes" if back["recovers"]["recovers"] else "no"
                     rows.append(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qru.metrics import paired_difference, recovered_share, recovers
@@ -75,47 +75,69 @@ def _regained(share: dict[str, Any]) -> str:
     return f"{'none' if value < 0 else f'{value:.0f} %'} [{low:.0f}, {high:.0f}]"
 
 
-def over_forget_sets(records: Sequence[Record]) -> list[str]:
-    """What runs over nested or successive forget sets say: one line each on utility, on forgotten and on other text,
-    and on what quantizing brings back.
+def over_forget_sets(records: Sequence[Record]) -> dict[str, list[str]]:
+    """What runs over nested or successive forget sets say of utility, of forgotten and other text, and of recovery.
 
     Args:
         records: of one corpus and scale, each of a forget set such as ``"scal_1"``.
+
+    Returns:
+        Heading (arm and kind) -> sentences.
     """
-    lines = []
+    told = {}
     for arm, kinds in by_forget_set(*records).items():
         for kind, found in kinds.items():
-            runs = list(found.values())
-            lines += [f"{arm}, {SETS[kind]}: {line}" for line in _growth(runs, kind)]
+            told[f"{arm}: {SETS[kind]}"] = _growth(list(found.values()))
         last = [found[max(found)] for found in kinds.values()]
-        if len(last) == 2 and last[0].extra["forget_set"]["documents"] == last[1].extra["forget_set"]["documents"]:
-            lines.append(f"{arm}, all of it at once or one after another: {_difference(*last, 'successive requests')}")
+        if len(last) == 2 and len({run.extra["forget_set"]["documents"] for run in last}) == 1:
+            told[f"{arm}: the same documents at once, or one request after another"] = _utility_change(*last)
+    return told
+
+
+def _growth(runs: Sequence[Record]) -> list[str]:
+    """The sentences of one arm and kind; ``runs`` in order."""
+    lines = []
+    if has_utility := all("utility" in run.scores["unlearned"]["bf16"] for run in runs):
+        before, never = (runs[0].scores[model]["bf16"]["utility"]["value"] for model in ("target", "retrained"))
+        values = [f"{run.scores['unlearned']['bf16']['utility']['value']:.0f}" for run in runs]
+        sizes = _series(str(run.extra["forget_set"]["documents"]) for run in runs)
+        lines.append(
+            f"after {sizes} documents, utility in bf16 is {_series(values)} percent (target {before:.0f}, "
+            f"retrained {never:.0f})."
+        )
+    for part, words in {"forgotten": "the text to be forgotten", "remaining": "the text not yet asked for"}.items():
+        parts = [run.extra["parts"] for run in runs if part in run.extra["parts"]["unlearned"]["bf16"]]
+        if parts:
+            values, known = (
+                _series(f"{found[model]['bf16'][part]['value']:.0f}" for found in parts)
+                for model in ("unlearned", "target")
+            )
+            lines.append(f"VerbMem of {words} is {values} percent (target {known}).")
+    for precision in runs[0].extra["recovered"]:
+        back = [run.config["forget_set"] for run in runs if run.extra["recovered"][precision]["recovers"]["recovers"]]
+        lines.append(f"under {precision} it comes back after {_series(back) if back else 'none of them'}.")
+    if has_utility and len(runs) > 1:
+        lines += [f"from the first to the last, {line}" for line in _utility_change(runs[0], runs[-1])]
     return lines
 
 
-def _growth(runs: Sequence[Record], kind: str) -> Iterator[str]:
-    """The lines of one arm and kind; ``runs`` in order."""
-    sizes = ", ".join(str(run.extra["forget_set"]["documents"]) for run in runs)
-    before = runs[0].scores["target"]["bf16"]["utility"]["value"]
-    utility = ", ".join(f"{run.scores['unlearned']['bf16']['utility']['value']:.0f}" for run in runs)
-    change = f" ({_difference(runs[0], runs[-1], 'the last')})" if len(runs) > 1 else ""
-    yield f"after {sizes} documents, utility in bf16 is {utility} percent, the target's {before:.0f}{change}."
-    for part, words in {"forgotten": "the text to be forgotten", "remaining": "the text not yet asked for"}.items():
-        shown = [run.extra["parts"] for run in runs if part in run.extra["parts"]["unlearned"]["bf16"]]
-        if shown:
-            values = ", ".join(f"{parts['unlearned']['bf16'][part]['value']:.0f}" for parts in shown)
-            known = ", ".join(f"{parts['target']['bf16'][part]['value']:.0f}" for parts in shown)
-            yield f"VerbMem of {words} is {values} percent, the target's {known}."
-    for precision in runs[0].extra["recovered"]:
-        back = [run.config["forget_set"] for run in runs if run.extra["recovered"][precision]["recovers"]["recovers"]]
-        yield f"under {precision} " + (f"it comes back after {', '.join(back)}." if back else "it never comes back.")
+def _series(values: Iterable[str]) -> str:
+    """``a, b and c``; one value alone where all are the same."""
+    values = list(values)
+    if len(set(values)) == 1:
+        return values[0]
+    return f"{', '.join(values[:-1])} and {values[-1]}"
 
 
-def _difference(first: Record, second: Record, name: str) -> str:
-    """Utility of two runs in bf16 on the same questions, as a phrase."""
-    scores = [run.scores["unlearned"]["bf16"]["utility"]["per_example"] for run in (first, second)]
-    change, low, high = (100 * x for x in paired_difference(*scores))
-    told = f"{change:+.1f} [{low:+.1f}, {high:+.1f}] points".replace("-", "−")
-    if low <= 0 <= high:
-        return f"no difference in utility that can be told from none, {told}"
-    return f"{name} {'costs' if change < 0 else 'gives'} utility, {told}"
+def _utility_change(first: Record, second: Record) -> list[str]:
+    """How utility differs between two runs, on the same questions; one sentence a precision."""
+    lines = []
+    for precision in first.scores["unlearned"]:
+        both = [run.scores["unlearned"].get(precision, {}).get("utility") for run in (first, second)]
+        if None in both:
+            continue
+        change, low, high = (100 * x for x in paired_difference(*(score["per_example"] for score in both)))
+        change_told, low_told, high_told = (f"{x:+.1f}".replace("-", "−") for x in (change, low, high))
+        doubt = ", no more than noise" if low <= 0 <= high else ""
+        lines.append(f"utility in {precision} changes by {change_told} [{low_told}, {high_told}] points{doubt}.")
+    return lines
