@@ -7,7 +7,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 from qru.metrics.bootstrap import mean_ci, paired_difference, recovered_share, recovers
-from qru.metrics.privleak import auc, min_k_score, privleak, privleak_ci
+from qru.metrics.options import Options
+from qru.metrics.privleak import (
+    auc,
+    loss_score,
+    min_k_plus_score,
+    min_k_score,
+    privleak,
+    privleak_ci,
+    zlib_score,
+)
 from qru.metrics.registry import direction, registry
 from qru.metrics.rouge import rouge_l
 from qru.metrics.score import Score
@@ -15,7 +24,7 @@ from qru.metrics.score import Score
 if TYPE_CHECKING:
     from qru.metrics.evaluation import METRICS, evaluate
     from qru.metrics.generation import greedy
-    from qru.metrics.logprobs import token_log_probs
+    from qru.metrics.logprobs import standardized_log_probs, token_log_probs
     from qru.metrics.membership import retrained_scores
 
 _RUN_A_MODEL = {
@@ -23,17 +32,21 @@ _RUN_A_MODEL = {
     "evaluate": "evaluation",
     "greedy": "generation",
     "retrained_scores": "membership",
+    "standardized_log_probs": "logprobs",
     "token_log_probs": "logprobs",
 }
 
 __all__ = [
     "METRICS",
+    "Options",
     "Score",
     "auc",
     "direction",
     "evaluate",
     "greedy",
+    "loss_score",
     "mean_ci",
+    "min_k_plus_score",
     "min_k_score",
     "paired_difference",
     "privleak",
@@ -43,7 +56,9 @@ __all__ = [
     "registry",
     "retrained_scores",
     "rouge_l",
+    "standardized_log_probs",
     "token_log_probs",
+    "zlib_score",
 ]
 
 

@@ -9,6 +9,20 @@ import torch
 
 from qru.models import vocabulary_digest
 
+# Two logits closer than this many units in the last place of the larger may change places with the batch size.
+# Measured on small float32 models: up to a dozen.
+NEAR_TIE_ULPS = 64
+
+
+def device_of(model) -> torch.device:
+    """Where token ids go in."""
+    return model.get_input_embeddings().weight.device
+
+
+def embedded(model) -> int:
+    """How many tokens the model has embeddings for."""
+    return model.get_input_embeddings().weight.shape[0]
+
 
 def end_tokens(model, tokenizer) -> frozenset[int]:
     """Ids that end a text: the tokenizer's and the model's own."""
@@ -26,16 +40,16 @@ def check_tokenizer(model, tokenizer) -> None:
         ValueError: more tokens than the model embeds, no BOS, special tokens where the model has ordinary ones, or,
             for a model that qru saved, another vocabulary than it was saved with.
     """
-    embedded = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embedded:
+    if len(tokenizer) > embedded(model):
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {embedded}: it is another model's "
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {embedded(model)}: it is another model's "
             "tokenizer. Load both from the same folder."
         )
     if tokenizer.bos_token_id is None:
         raise ValueError(
             "the tokenizer has no BOS token, and every text here is scored behind one: set tokenizer.bos_token to "
-            "the token the model was trained with at the start of a text"
+            "the token the model was trained with at the start of a text, or, as load_models does for families that "
+            "have none (Qwen), to what model.config.bos_token_id stands for, or else tokenizer.eos_token"
         )
     special = set(tokenizer.all_special_ids)
     for role, ids in (("BOS", {getattr(model.config, "bos_token_id", None)} - {None}), ("EOS", _config_ends(model))):
@@ -80,7 +94,8 @@ def check_length(model, longest: int, what: str) -> None:
     Raises:
         ValueError: naming both numbers.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    # A model that also sees images keeps the settings of its text part apart.
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise ValueError(f"{what} needs {longest} positions, but the model has max_position_embeddings={limit}")
 

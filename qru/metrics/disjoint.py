@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from qru.metrics.knowmem import answer_questions
-from qru.metrics.registry import metric
+from qru.metrics.knowmem import answer_questions, question_metric
 from qru.metrics.score import Context, Score
 
 
-@metric("disjoint", better="higher", scores=lambda corpus: len(corpus.knowmem.get("disjoint_qa", [])))
+@question_metric("disjoint", better="higher", subject="disjoint")
 def disjoint(model, tokenizer, corpus, context: Context) -> Score:
     """Answers to questions about facts of the base text, with KnowMem's protocol; not one of MUSE's metrics."""
     return answer_questions(model, tokenizer, corpus, "disjoint", context)

@@ -23,11 +23,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from qru.metrics.checks import check_length, check_tokenizer, encode, end_tokens, scoring
-
-# Two logits closer than this many units in the last place of the larger may change places with the batch size.
-# Measured on small float32 models: up to a dozen.
-NEAR_TIE_ULPS = 64
+from qru.metrics.checks import (
+    NEAR_TIE_ULPS,
+    check_length,
+    check_tokenizer,
+    device_of,
+    encode,
+    end_tokens,
+    scoring,
+)
 
 
 def greedy(
@@ -66,11 +70,7 @@ def greedy(
     rows = encode(tokenizer, list(prompts))
     if not rows:
         return []
-    longest = max(map(len, rows))
-    # The last token is generated but never fed back, so it needs no position.
-    check_length(
-        model, longest + max_new_tokens - 1, f"the longest prompt ({longest} tokens) with {max_new_tokens} new ones"
-    )
+    _check_fit(model, rows, max_new_tokens, "the prompts")
 
     decode = _Decoder(tokenizer, end_tokens(model, tokenizer), stop)
     responses: list[str] = [""] * len(rows)
@@ -91,6 +91,39 @@ def greedy(
             if progress is not None:
                 progress(len(batch))
     return responses
+
+
+def as_turn(tokenizer, prompts: Sequence[str]) -> list[str]:
+    """Each prompt as one turn of the user in the tokenizer's chat template, where the assistant begins to answer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "chat_template is asked for, but the tokenizer has none: set tokenizer.chat_template to the one the model "
+            "was trained with, or leave the option off"
+        )
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+
+
+def check_prompts_fit(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, what: str) -> None:
+    """Refuse prompts that leave too few positions for what is to be generated.
+
+    Raises:
+        ValueError: naming the longest and its length.
+    """
+    _check_fit(model, encode(tokenizer, list(prompts)), max_new_tokens, what)
+
+
+def _check_fit(model, rows: list[list[int]], max_new_tokens: int, what: str) -> None:
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    length = len(rows[longest])
+    # The last token is generated but never fed back, so it needs no position.
+    check_length(
+        model, length + max_new_tokens - 1, f"prompt {longest} of {what} ({length} tokens) with {max_new_tokens} new ones"
+    )
 
 
 class _Decoder:
@@ -179,7 +212,7 @@ def _cache(model, room: int, prefix: DynamicCache | None = None, rows: int = 1) 
 
 def _prefix_cache(model, ids: list[int]) -> DynamicCache | None:
     """Keys and values of a prefix; None for a model whose cache holds more than all keys and values of each layer."""
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     cache = _cache(model, len(ids))
     if not all(type(layer) is _RoomyLayer for layer in cache.layers):
         return None
@@ -208,7 +241,7 @@ def _generate(
     Returns:
         New token ids per row, ending with the EOS where one came; and per row whether a choice was a near-tie.
     """
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     size, width = len(rows), max(map(len, rows))
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)  # (B, T); pads are masked
     lengths = torch.tensor([len(row) for row in rows], device=device)[:, None]  # (B, 1)

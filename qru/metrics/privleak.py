@@ -1,13 +1,14 @@
 """PrivLeak: is a forget text as unlikely to the model as to one that never saw it? The arithmetic, without torch.
 
 A text's score is *minus* the mean of its lowest 40 % token log-probabilities (Min-K %): positive, higher = less
-likely. A model that memorised the forget set scores it lower than unseen text, so AUC = P(forget > holdout) is near 0
+likely. So is every other score here. A model that memorised the forget set scores it lower than unseen text, so AUC = P(forget > holdout) is near 0
 before unlearning, near the retrained model's value after unlearning well, and above it after too much. MUSE
 (arXiv 2407.06460) compares forget with *holdout* in every published number, and so does this.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,40 @@ MISSING_REFERENCE = (
     'retrained={"forget": [...], "holdout": [...]}, or leave "privleak" out of metrics. A default of 0.5 would be '
     "another metric."
 )
+
+
+def lowest_mean(values: Sequence[float], k: float) -> float:
+    """The mean of the lowest share k of a text's values, (n,); int(k · n) of them are averaged.
+
+    Raises:
+        ValueError: k outside (0, 1], a value that is not finite, or too few values for k.
+    """
+    if not 0 < k <= 1:
+        raise ValueError(f"k is the share of tokens averaged, in (0, 1], not {k}")
+    array = np.asarray(values, dtype=np.float64)
+    check_share(array.size, k)
+    count = int(k * array.size)
+    return float(np.partition(as_scores(array, "token_log_probs"), count - 1)[:count].mean())
+
+
+def check_share(tokens: int, k: float) -> None:
+    """Refuse a text too short to have a lowest share.
+
+    Raises:
+        ValueError: naming the number of tokens it needs.
+    """
+    if int(k * tokens) == 0:
+        raise ValueError(
+            f"a text of {tokens} tokens is too short: int({k} · {tokens}) = 0 tokens would be averaged, "
+            f"and at least {int(np.ceil(1 / k))} are needed. Join it to its neighbour or leave it out."
+        )
+
+
+def _check_log_probs(token_log_probs: Sequence[float]) -> np.ndarray:
+    array = as_scores(token_log_probs, "token_log_probs")
+    if array.max() > 1e-6:  # a little above 0 is rounding of log-softmax
+        raise ValueError(f"token_log_probs holds {array.max()}, but a log-probability is at most 0")
+    return array
 
 
 def min_k_score(token_log_probs: Sequence[float], k: float = 0.4) -> float:
@@ -35,19 +70,45 @@ def min_k_score(token_log_probs: Sequence[float], k: float = 0.4) -> float:
     Raises:
         ValueError: k outside (0, 1], a log-probability that is not finite or above 0, or too few tokens for k.
     """
-    if not 0 < k <= 1:
-        raise ValueError(f"k is the share of tokens averaged, in (0, 1], not {k}")
-    array = np.asarray(token_log_probs, dtype=np.float64)
-    count = int(k * array.size)
-    if count == 0:
-        raise ValueError(
-            f"a text of {array.size} tokens is too short: int({k} · {array.size}) = 0 tokens would be averaged, "
-            f"and at least {int(np.ceil(1 / k))} are needed. Join it to its neighbour or leave it out."
-        )
-    array = as_scores(array, "token_log_probs")
-    if array.max() > 1e-6:  # a little above 0 is rounding of log-softmax
-        raise ValueError(f"token_log_probs holds {array.max()}, but a log-probability is at most 0")
-    return float(-np.partition(array, count - 1)[:count].mean())
+    lowest = lowest_mean(token_log_probs, k)
+    _check_log_probs(token_log_probs)
+    return -lowest
+
+
+def loss_score(token_log_probs: Sequence[float]) -> float:
+    """Minus the mean of a text's token log-probabilities, in nats: the logarithm of its perplexity, and as an AUC it.
+
+    Raises:
+        ValueError: no log-probability, or one that is not finite or above 0.
+    """
+    return float(-_check_log_probs(token_log_probs).mean())
+
+
+def zlib_score(token_log_probs: Sequence[float], text: str) -> float:
+    """``loss_score`` over the number of bytes that zlib needs for the text: a repetitive text is likely by itself.
+
+    Raises:
+        ValueError: as ``loss_score``.
+
+    Source: Carlini et al. 2021, arXiv 2012.07805.
+    """
+    return loss_score(token_log_probs) / len(zlib.compress(text.encode("utf-8")))
+
+
+def min_k_plus_score(standardized: Sequence[float], k: float = 0.4) -> float:
+    """Minus the mean of the lowest share k of a text's standardized token log-probabilities (Min-K++).
+
+    Args:
+        standardized: (log p(token) − μ) / σ at each token, (n,); μ and σ are mean and standard deviation of log p of a
+            token drawn from the model's own distribution at that place.
+        k: share of tokens; int(k · n) of them are averaged.
+
+    Raises:
+        ValueError: k outside (0, 1], a value that is not finite, or too few tokens for k.
+
+    Source: Zhang et al. 2024, arXiv 2404.02936.
+    """
+    return -lowest_mean(standardized, k)
 
 
 def _wins(forget: Sequence[float], holdout: Sequence[float], model: str) -> np.ndarray:

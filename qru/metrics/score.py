@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
+
+from qru.metrics.options import Options
 
 Better = Literal["lower", "higher", "towards zero"]
 
@@ -17,8 +19,8 @@ class Score:
     Attributes:
         value: percent.
         ci: (low, high) of the 95 % bootstrap interval over examples, percent.
-        per_example: ROUGE-L F1 of each example, in [0, 1]; for PrivLeak ``{"forget": [...], "holdout": [...]}``,
-            the Min-40 % score of each text.
+        per_example: what the value is the mean of, one number in [0, 1] per example; for PrivLeak and its kin
+            ``{"forget": [...], "holdout": [...]}``, the score of each text.
         responses: what the model generated, one string per example, where it generated anything.
     """
 
@@ -66,16 +68,29 @@ class Context:
 
     Attributes:
         examples: positions to score, in the metric's own list of examples; None for all.
-        retrained: Min-40 % scores of the retrained model in bf16, ``{"forget": [...], "holdout": [...]}``, aligned
-            with the corpus's whole lists; None where it was not given.
+        retrained: scores of texts under the retrained model in bf16, by metric:
+            ``{"privleak": {"forget": [...], "holdout": [...]}}``, aligned with the corpus's whole lists; None where
+            it was not given.
         batch_size: sequences per forward pass.
         advance: called with the number of examples just finished.
+        options: departures from the protocol.
     """
 
     examples: Sequence[int] | None = None
-    retrained: Mapping[str, Sequence[float]] | None = None
+    retrained: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     batch_size: int = 32
     advance: Callable[[int], None] | None = None
+    options: Options = Options()
+
+    def chosen(self, sets: Mapping[str, Sequence]) -> list[list]:
+        """What is scored of each of a metric's sets, by the name it has in messages: the first by ``examples``, the
+        others whole.
+
+        Raises:
+            ValueError: as ``pick``.
+        """
+        contexts = [self, *[replace(self, examples=None)] * (len(sets) - 1)]
+        return [context.pick(items, what) for context, (what, items) in zip(contexts, sets.items(), strict=True)]
 
     def pick(self, items: Sequence, what: str) -> list:
         """The chosen ones of a metric's examples.

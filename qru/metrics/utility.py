@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from qru.metrics.knowmem import answer_questions
-from qru.metrics.registry import metric
+from qru.metrics.knowmem import answer_questions, question_metric
 from qru.metrics.score import Context, Score
 
 
-@metric("utility", better="higher", scores=lambda corpus: len(corpus.knowmem.get("retain_qa", [])))
+@question_metric("utility", better="higher", subject="retain")
 def utility(model, tokenizer, corpus, context: Context) -> Score:
     """Answers to questions about the retain set, with KnowMem's protocol."""
     return answer_questions(model, tokenizer, corpus, "retain", context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qru.metrics.bootstrap import mean_ci
 from qru.metrics.checks import encode
-from qru.metrics.generation import greedy
+from qru.metrics.generation import as_turn, check_prompts_fit, greedy
 from qru.metrics.registry import metric
 from qru.metrics.rouge import rouge_l
 from qru.metrics.score import Context, Score
@@ -12,28 +12,48 @@ from qru.metrics.score import Context, Score
 NEW_TOKENS = 128
 
 
-def rouge_score(ground_truths: list[str], responses: list[str]) -> Score:
+def passages(corpus, options) -> dict[str, list]:
+    """What VerbMem and its kin score."""
+    return {f"verbmem of corpus {corpus.name!r}": corpus.verbmem}
+
+
+def rouge_score(ground_truths: list[str], responses: list[str], stemmer: bool = False) -> Score:
     """Mean ROUGE-L F1 of responses against ground truths, in percent, with its interval and both kept by example."""
-    per_example = [rouge_l(truth, response) for truth, response in zip(ground_truths, responses, strict=True)]
+    pairs = zip(ground_truths, responses, strict=True)
+    return mean_score([rouge_l(truth, response, stemmer) for truth, response in pairs], responses)
+
+
+def mean_score(per_example: list[float], responses: list[str] | None = None) -> Score:
+    """The mean of numbers in [0, 1], in percent, with its interval."""
     value, low, high = (100 * x for x in mean_ci(per_example))
     return Score(value, (low, high), per_example, responses)
 
 
-@metric("verbmem", better="lower", scores=lambda corpus: len(corpus.verbmem))
+def _prompts(tokenizer, corpus, context: Context) -> list[str]:
+    (items,) = context.chosen(passages(corpus, context.options))
+    prompts = [example["prompt"] for example in items]
+    return as_turn(tokenizer, prompts) if context.options.chat_template else prompts
+
+
+def _check(model, tokenizer, corpus, context: Context) -> None:
+    check_prompts_fit(model, tokenizer, _prompts(tokenizer, corpus, context), NEW_TOKENS, "verbmem")
+
+
+@metric("verbmem", better="lower", sets=passages, check=_check)
 def verbmem(model, tokenizer, corpus, context: Context) -> Score:
     """Greedy continuation of each prompt by 128 tokens against the passage's own, ROUGE-L F1.
 
     The ground truth is cut to its first 128 tokens, BOS among them, as MUSE's code does (arXiv 2407.06460).
     """
-    examples = context.pick(corpus.verbmem, f"verbmem of corpus {corpus.name!r}")
-    cut = [row[:NEW_TOKENS] for row in encode(tokenizer, [example["gt"] for example in examples])]
+    (items,) = context.chosen(passages(corpus, context.options))
+    cut = [row[:NEW_TOKENS] for row in encode(tokenizer, [example["gt"] for example in items])]
     truths = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     responses = greedy(
         model,
         tokenizer,
-        [example["prompt"] for example in examples],
+        _prompts(tokenizer, corpus, context),
         NEW_TOKENS,
         batch_size=context.batch_size,
         progress=context.advance,
     )
-    return rouge_score(truths, responses)
+    return rouge_score(truths, responses, context.options.stemmer)
