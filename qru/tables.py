@@ -257,6 +257,7 @@ def forget_set_frame(*records: Record) -> pd.DataFrame:
 
 def forget_set_table(*records: Record) -> pd.DataFrame:
     """Forget sets as rows, with a row a precision: utility, VerbMem by part, and whether quantizing brings it back."""
+    headings = {"utility": METRICS["utility"], **PARTS, "knowmem": METRICS["knowmem"]}
     rows = []
     for arm, kinds in by_forget_set(*records).items():
         for numbers in kinds.values():
@@ -267,9 +268,7 @@ def forget_set_table(*records: Record) -> pd.DataFrame:
                         "documents": record.extra["forget_set"]["documents"],
                     }  # fmt: skip
                     shown = dict(scores) | record.extra["parts"]["unlearned"][precision]
-                    for measure, heading in (
-                        {"utility": METRICS["utility"]} | PARTS | {"knowmem": METRICS["knowmem"]}.items()
-                    ):
+                    for measure, heading in headings.items():
                         score = shown.get(measure)
                         row[heading] = with_interval(score["value"], *score["ci"]) if score else "–"
                     back = record.extra["recovered"].get(precision)

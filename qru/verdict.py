@@ -114,8 +114,12 @@ def _growth(runs: Sequence[Record]) -> list[str]:
             )
             lines.append(f"VerbMem of {words} is {values} percent (target {known}).")
     for precision in runs[0].extra["recovered"]:
-        back = [run.config["forget_set"] for run in runs if run.extra["recovered"][precision]["recovers"]["recovers"]]
-        lines.append(f"under {precision} it comes back after {_series(back) if back else 'none of them'}.")
+        found = {run.config["forget_set"]: run.extra["recovered"][precision] for run in runs}
+        back = [name for name, shares in found.items() if shares["recovers"]["recovers"]]
+        if not any(shares[metric]["defined"] for shares in found.values() for metric in FORGOTTEN):
+            lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
+        else:
+            lines.append(f"under {precision} it comes back after {_series(back) if back else 'none of them'}.")
     if has_utility and len(runs) > 1:
         lines += [f"from the first to the last, {line}" for line in _utility_change(runs[0], runs[-1])]
     return lines
