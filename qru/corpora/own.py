@@ -19,6 +19,7 @@ from .files import Items, cell, pairs, read_items, read_text, texts
 
 PASSAGE = 1200  # characters, about 300 tokens of English: a prompt of 75, and more than the 128 that are compared
 SHORTEST = 200  # characters; what is left of a document below it is no passage, unless it is the whole document
+LEAST = 20  # characters; a shorter text has too few tokens for Min-K
 MOST = 100
 ICL = 10
 
@@ -46,17 +47,16 @@ def load_lines(path: Path) -> Corpus:
     raw: dict[str, Items] = defaultdict(list)
     questions: dict[str, Items] = defaultdict(list)
     verbmem: Items = []
+    columns = [column for names in LINES for column in names] + ["split"]
     for where, line in read_items(path):
-        columns = [column for names in LINES for column in names] + ["split"]
         present = [names for names in LINES if isinstance(line, dict) and names[0] in line]
         if len(present) > 1:
             raise ValueError(f"{where} has both {present[0][0]!r} and {present[1][0]!r}: make it two lines.")
-        if not present:
-            cell(where, line, "text", columns)
-        split = cell(where, line, "split", columns)
-        if split not in LINES[present[0]]:
-            raise ValueError(f"{where}: {unknown('split', split, LINES[present[0]])}")
-        {"text": raw[_set(split)], "question": questions[split], "prompt": verbmem}[present[0][0]].append((where, line))
+        needed = present[0] if present else ("text",)
+        split = [cell(where, line, column, columns) for column in (*needed, "split")][-1]
+        if split not in LINES[needed]:
+            raise ValueError(f"{where}: {unknown('split', split, LINES[needed])}")
+        {"text": raw[_set(split)], "question": questions[split], "prompt": verbmem}[needed[0]].append((where, line))
     return _assemble(path.stem, raw, questions, verbmem, path)
 
 
@@ -143,7 +143,7 @@ def _continuations(documents: list[str]) -> list[dict[str, str]]:
 
 def spread(documents: list[str]) -> list[str]:
     """At most ``MOST`` passages of the documents, evenly spaced over all there are."""
-    found = [passage for document in documents for passage in passages(document)]
+    found = [passage for document in documents for passage in passages(document) if len(passage) >= LEAST]
     count = min(MOST, len(found))
     return [found[i * len(found) // count] for i in range(count)]
 
