@@ -38,17 +38,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def leave_with(*pids: int) -> None:
+    """End this process soon after any of the given ones has ended."""
+
+    def there(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent and all(map(there, pids)):
+            time.sleep(1)
+        os._exit(1)  # nobody will read the result, and who comes next wants the locks
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C, and a kernel that is shut down, signal the whole process group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)  # the parent was killed: nobody will read the result, and its successor wants the locks
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with(parent)
 
 
 @functools.cache

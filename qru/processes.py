@@ -44,6 +44,15 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def check_share(among: int, batch_size: int) -> None:
+    """Refuse processes that would find nothing to do in any batch."""
+    if among > batch_size:
+        raise ValueError(
+            f"{among} processes cannot share a batch of {batch_size} documents: start at most {batch_size} "
+            "(QRU_PROCESSES), or raise batch_size."
+        )
+
+
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if count() > 1 else 0
@@ -105,9 +114,10 @@ def shard(model: torch.nn.Module) -> None:
         return
     mesh = init_device_mesh(next(model.parameters()).device.type, (count(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # bf16 gradients are rounded after the sum, not in it
-    for layer in layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for part in (*layers(model), model):
+        # The model's own group, too, is sharded again after each forward pass: what is left whole for a backward pass
+        # that never comes (a reference, an evaluation) is what named_parameters() would then give.
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def layers(model: torch.nn.Module) -> list[torch.nn.Module]:

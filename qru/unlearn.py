@@ -97,14 +97,6 @@ def portions(data: list[torch.Tensor], chosen: list[int], mean: str, at_once: in
     return found
 
 
-def check_processes(count: int, batch_size: int) -> None:
-    if count > batch_size:
-        raise ValueError(
-            f"{count} processes share a batch of {batch_size} documents: raise batch_size, or set QRU_PROCESSES to "
-            f"{batch_size} or less."
-        )
-
-
 def unlearn(
     model: torch.nn.Module,
     tokenizer,
@@ -154,7 +146,7 @@ def unlearn(
         raise ValueError(f"corpus {corpus.name!r} has {len(forget)} forget and {len(retain)} retain1 rows; need both.")
 
     batch = config.batch_size
-    check_processes(processes.count(), batch)
+    processes.check_share(processes.count(), batch)
 
     models.place(model, config)
     if gradient_checkpointing:
