@@ -11,9 +11,8 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown, clear_output
 
-from qru import forget_sets, models, paths, pipeline, records
+from qru import checkpoint, forget_sets, models, paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
-from qru.corpora import load_corpus
 from qru.defaults import resolve
 from qru.ops import QuantSpec
 from qru.ops.grid import group_width
@@ -71,7 +70,7 @@ def run_forget_sets(kinds: Sequence[str] = forget_sets.KINDS, **parameters: Any)
     config = resolve(RunConfig.from_dict(parameters))
     if not kinds:
         raise ValueError(f"kinds is empty; it names at least one of {', '.join(forget_sets.KINDS)}.")
-    corpus = load_corpus(config.corpus, scale=config.scale)
+    corpus = pipeline.corpus_of(config.corpus, config.scale)
     names = []
     for kind in kinds:
         if kind not in forget_sets.KINDS:
@@ -115,7 +114,12 @@ def stored_or_run(stored: Sequence[str] = (), **parameters: Any) -> list[Record]
 
 
 def check_grids(
-    quantizer: str, bits: Sequence[int | str], groups: Sequence[str], stored: Sequence[str] = (), scale: str = "mini"
+    quantizer: str,
+    bits: Sequence[int | str],
+    groups: Sequence[str],
+    stored: Sequence[str] = (),
+    scale: str = "mini",
+    target: str | None = None,
 ) -> QuantSpec:
     """Hold the grids of a notebook against the layers that they will meet, before anything is trained.
 
@@ -124,6 +128,7 @@ def check_grids(
         bits, groups: of the overview, as in quantizer names: 2, 3, 4 or 8, and ``"g64"``, ``"row"`` or ``"tensor"``.
         stored: runs to look at, by the names of their folders; none: runs of ``scale``.
         scale: of the runs if none is named.
+        target: the model that they start from, if it is none of the embedded ones.
 
     Returns:
         The spec of ``quantizer``.
@@ -137,9 +142,15 @@ def check_grids(
             raise ValueError(f"{name} is empty; the overview needs at least one.")
     spec = QuantSpec.parse(quantizer)
     grids = [spec, *(QuantSpec.parse(f"rtn-int{n}-{group}") for n in bits for group in groups)]
-    scales = {record.config["scale"] for record in stored_or_run(stored)} if stored else {scale}
-    shapes = {name: shape for known in sorted(scales) for name, shape in models.layer_shapes(known).items()}
-    for name, shape in shapes.items():
+    started = [(scale, target)]
+    if stored:
+        started = [(record.config["scale"], record.config.get("target")) for record in stored_or_run(stored)]
+    shapes = [
+        shape
+        for scale, name in dict.fromkeys(started)
+        for shape in models.layer_shapes(scale, checkpoint.located(name, "target") if name else None).items()
+    ]
+    for name, shape in shapes:
         for grid in grids:
             group_width(shape, grid, name)
         if not spec.symmetric or group_width(shape, spec, name) < DRAWN:
@@ -182,9 +193,12 @@ def answers(record: Record, precision: str | None = None, metric: str = "knowmem
             largest to the smallest, so that they show the range and not the best case alone.
 
     Returns:
-        Columns ``prompt``, ``truth``, ``target``, ``unlearned``, ``unlearned, <precision>``.
+        Columns ``prompt``, ``truth``, ``target``, ``unlearned``, ``unlearned, <precision>``; no row if the corpus has
+        no examples of that metric.
     """
     unlearned = record.scores["unlearned"]
+    if metric not in unlearned["bf16"]:
+        return pd.DataFrame(columns=["prompt", "truth", "target", "unlearned"])
     if precision is None:
         precision = max((p for p in unlearned if p != "bf16"), key=lambda p: unlearned[p][metric]["value"])
     elif precision not in unlearned:
@@ -210,7 +224,7 @@ def answers(record: Record, precision: str | None = None, metric: str = "knowmem
 
 def asked(record: Record, metric: str) -> list[tuple[str, str]]:
     """(prompt, truth) of every example that a record reports."""
-    corpus = load_corpus(record.config["corpus"], scale=record.config["scale"])
+    corpus = pipeline.corpus_of(record.config["corpus"], record.config["scale"])
     if corpus.fingerprint != record.provenance["corpus"]:
         raise ValueError(
             f"corpus {corpus.name!r} is not the one that {record.path} was measured on; run the experiment again."

@@ -16,7 +16,7 @@ from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from qru import records
-from qru.models import linear_layers, load_weights, loading, quiet
+from qru.models import in_layers, linear_layers, load_weights, loading, quiet
 from qru.ops import QuantSpec, merge_quantize
 from qru.quantizers import Quantizer, Update
 
@@ -82,7 +82,7 @@ def layers_under(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         wrapped = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if wrapped is not module:
             inside = (*inside, f"{name}.")
-        if isinstance(wrapped, torch.nn.Linear) and module is not head:
+        if isinstance(wrapped, torch.nn.Linear) and module is not head and in_layers(name):
             found[name] = module
     return found
 
@@ -177,53 +177,72 @@ def stored_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 @torch.no_grad()
-def merged_model(target: torch.nn.Module, trained: torch.nn.Module) -> torch.nn.Module:
-    """The unlearned model as it is saved: adapters merged by the fused kernel, every tensor rounded once to bf16.
+def merge(trained: torch.nn.Module) -> torch.nn.Module:
+    """Make a trained model the unlearned one as it is saved, in place: no second copy of it is held.
+
+    Args:
+        trained: wrapped by peft for LoRA. Adapters are merged by the fused kernel, and every weight is rounded once to
+            bf16.
 
     Returns:
-        A new model of the target's class holding bf16 values in fp32.
+        The model without adapters.
+
+    Raises:
+        ValueError: it carries something else than one plain LoRA (names it).
     """
-    if not hasattr(trained, "peft_config"):
-        unlearned = copy.deepcopy(trained)
-        for tensor in unlearned.state_dict().values():
-            tensor.copy_(stored(tensor))
-        return unlearned.requires_grad_(False).eval()
-    unlearned = copy.deepcopy(target).requires_grad_(False)
-    weights = linear_layers(unlearned)
-    for name, update in updates(target, trained).items():
-        if update.lora_A is not None:
+    adapter = plain_lora(trained)
+    for name, module in layers_under(trained).items():
+        if adapter is not None and isinstance(module, LoraLayer) and adapter in module.lora_A:
             out = merge_quantize(
-                stored(weights[name].weight), update.lora_A, update.lora_B, update.scaling,
+                stored(module.weight), module.lora_A[adapter].weight.detach().float(),
+                module.lora_B[adapter].weight.detach().float(), module.scaling[adapter],
                 QuantSpec(bits=8, group_size=-1), merged=True, name=name,
             )  # fmt: skip
-            weights[name].weight.copy_(out.merged)
-    return unlearned.eval()
+            module.get_base_layer().weight.copy_(out.merged)
+    unlearned = trained.unload() if isinstance(trained, PeftModel) else trained
+    for parameter in unlearned.parameters():
+        parameter.copy_(stored(parameter))
+    return unlearned.requires_grad_(False).eval()
+
+
+def merged_model(target: torch.nn.Module, trained: torch.nn.Module) -> torch.nn.Module:
+    """``merge`` of a copy; the adapters of ``trained`` are held against the base that they were trained on."""
+    updates(target, trained)
+    return merge(copy.deepcopy(trained))
 
 
 @torch.no_grad()
-def quantized_model(
-    target: torch.nn.Module, unlearned: torch.nn.Module, found: dict[str, Update], quantizer: Quantizer
-) -> tuple[torch.nn.Module, dict]:
-    """Quantize a model's linear layers and count what crossed a bin.
+def quantize_layers(
+    model: torch.nn.Module, before: dict[str, torch.Tensor], found: dict[str, Update], quantizer: Quantizer
+) -> dict:
+    """Quantize a model's linear layers in place and count what crossed a bin.
+
+    The new values come from ``before`` and ``found``, not from what the layers hold: one model can be given one
+    quantizer after the other. Embeddings, norms and head stay as they are.
 
     Args:
-        target: the model before unlearning.
-        unlearned: the model to quantize; its embeddings, norms and head are kept as they are.
-        found: layer -> update that leads from the one to the other.
+        model: of the architecture of the target; its linear layers hold dequantized values afterwards, rounded to the
+            type that it computes in.
+        before: layer -> weight (out, in) before unlearning, as stored; on any device.
+        found: layer -> update that leads from there to what is quantized.
         quantizer: from ``load_quantizer``.
 
     Returns:
-        A copy of ``unlearned`` whose linear layers hold dequantized values, and
         ``{"layers": {layer: counts}, "total": counts}``.
     """
-    quantized = copy.deepcopy(unlearned)
-    layers = linear_layers(quantized)
     counts = {}
-    for name, layer in linear_layers(target).items():
-        weight, stats = quantizer(stored(layer.weight), found[name], name)
-        layers[name].weight.copy_(weight)
+    for name, layer in linear_layers(model).items():
+        device = layer.weight.device
+        update = Update(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in found[name]))
+        weight, stats = quantizer(before[name].to(device), update, name)
+        layer.weight.copy_(weight)
         counts[name] = stats | survival(stats)
-    return quantized, {"layers": counts, "total": total(counts)}
+    return {"layers": counts, "total": total(counts)}
+
+
+def stored_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Layer -> its weight (out, in) as stored, where the model is."""
+    return {name: stored(layer.weight) for name, layer in linear_layers(model).items()}
 
 
 def survival(stats: dict) -> dict[str, float | None]:
@@ -309,22 +328,21 @@ def side(model: torch.nn.Module | Path | str) -> tuple[torch.nn.Module, torch.dt
 def base_digest(model: torch.nn.Module) -> str:
     """SHA-256 over names, shapes and bf16 values of a model's linear layers: which base an adapter belongs to."""
     found = hashlib.sha256()
-    for name, layer in linear_layers(model).items():
+    for name, layer in layers_under(model).items():  # under adapters, too: a base that is being adapted is the same
         found.update(f"{name} {tuple(layer.weight.shape)}\n".encode())
         found.update(stored(layer.weight).cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
-def save_adapter(trained: torch.nn.Module, target: torch.nn.Module, folder: Path | str) -> None:
+def save_adapter(trained: torch.nn.Module, folder: Path | str) -> None:
     """Save the adapter of ``trained`` as peft does, and beside it which base it belongs to.
 
     Args:
-        trained: wrapped by peft.
-        target: the model that it was trained on, without adapters.
+        trained: wrapped by peft, not merged.
         folder: made if it is not there.
     """
     trained.save_pretrained(str(folder))
-    records.write_json(Path(folder) / BASE_FILE, {"linear_layers_sha256": base_digest(target)})
+    records.write_json(Path(folder) / BASE_FILE, {"linear_layers_sha256": base_digest(trained)})
 
 
 def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:

@@ -350,24 +350,33 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
         raise ValueError(f"corpus {corpus.name!r} has no base text to pretrain on: give target and retrained models.")
     if empty := [split for split in ("forget", "retain1", "retain2", "holdout") if not corpus.raw.get(split)]:
         raise ValueError(f"corpus {corpus.name!r} has no documents in {', '.join(empty)}: fill these splits.")
-    home = paths.cache_dir() / "models"
-
-    base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
     texts = training_texts(corpus)
-    tuned = {
-        stage: home / _key(stage, scale, TUNE_FIELDS, base.name, digest(documents))
-        for stage, documents in texts.items()
-    }
-    made = Checkpoints(tuned["target"], tuned["retrained"], base, tokenizer=tuned["target"])
-    if all(folder.is_dir() for folder in (base, *tuned.values())):
-        return made  # before anything is written: a read-only copy of finished work can be read
-    with records.locked(home / f"{scale}.lock"):
+    found = _cached(corpus, scale, texts)
+    base, tuned = found.base, {"target": found.target, "retrained": found.retrained}
+    if made(corpus, scale):
+        return found  # before anything is written: a read-only copy of finished work can be read
+    with records.locked(base.parent / f"{scale}.lock"):
         if not base.is_dir():
             with threads(1 if scale == "smoke" else BASE_THREADS):
                 _pretrain(corpus, scale, base)
         missing = [(stage, base, texts[stage], scale, tuned[stage]) for stage in tuned if not tuned[stage].is_dir()]
         side_by_side(_tune, missing, short=scale == "smoke")
-    return made
+    return found
+
+
+def made(corpus: Corpus, scale: str = "mini") -> bool:
+    """Whether ``prepare`` would find all three models of a corpus in the cache."""
+    found = _cached(corpus, scale, training_texts(corpus))
+    return all(folder.is_dir() for folder in (found.base, found.target, found.retrained))
+
+
+def _cached(corpus: Corpus, scale: str, texts: dict[str, list[str]]) -> Checkpoints:
+    home = paths.cache_dir() / "models"
+    base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
+    target, retrained = (
+        home / _key(stage, scale, TUNE_FIELDS, base.name, digest(texts[stage])) for stage in ("target", "retrained")
+    )
+    return Checkpoints(target, retrained, base, tokenizer=target)
 
 
 def _base_questions(corpus: Corpus) -> list[dict[str, str]]:
@@ -430,10 +439,7 @@ def without_weights(scale: str, folder: Path | None = None) -> torch.nn.Module:
         scale: of the embedded models.
         folder: of a checkpoint, whose configuration is taken in place of the scale's.
     """
-    if folder is None:
-        kind = _architecture(scale)
-    else:
-        kind = checkpoint.configuration(folder, "target")
+    kind = _architecture(scale) if folder is None else checkpoint.configuration(folder, "target")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(kind)
 
@@ -484,7 +490,8 @@ def given(target: str, retrained: str, tokenizer: str | None = None, chat_templa
     if shapes[0] != shapes[1]:
         raise ValueError(f"target {target} and retrained {retrained} are not of one architecture: their layers differ.")
     found = {role: checkpoint.content_digest(folder) for role, folder in folders.items()}
-    return Checkpoints(folders["target"], folders["retrained"], None, folders.get("tokenizer", folders["target"]), found)
+    reader = folders.get("tokenizer", folders["target"])
+    return Checkpoints(folders["target"], folders["retrained"], None, reader, found)
 
 
 def _pretrain(corpus: Corpus, scale: str, folder: Path) -> None:

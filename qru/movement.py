@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from qru import compress, models, paths
+from qru import checkpoint, compress, models, paths
 from qru.ops import QuantSpec, merge_quantize
 from qru.ops.grid import codes_on
 from qru.records import Record
@@ -21,9 +21,15 @@ def checkpoints(record: Record) -> tuple[Path, Path]:
 
     Raises:
         FileNotFoundError: one is gone (names it and how to make it again).
+        ValueError: the target that the run was given is not found, or is not what it was.
     """
-    target = paths.cache_dir() / "models" / record.provenance["models"]["target"]
-    unlearned = record.path.parent / "model"
+    known, unlearned = record.provenance["models"]["target"], record.path.parent / "model"
+    if named := record.config.get("target"):
+        target = checkpoint.located(named, "target")
+        if checkpoint.content_digest(target) != known:
+            raise ValueError(f"target {named} holds other weights than those that {record.path} was made from.")
+    else:
+        target = paths.cache_dir() / "models" / known
     for folder in (target, unlearned):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is gone. Delete {record.path} and run the experiment again.")
@@ -32,10 +38,10 @@ def checkpoints(record: Record) -> tuple[Path, Path]:
 
 def stored_pairs(record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Layer -> its weight before and after, (out, in) in bf16, for every linear layer."""
-    before, after = (models.linear_layers(models.load(folder)[0]) for folder in checkpoints(record))
-    return {
-        name: (compress.stored(layer.weight), compress.stored(after[name].weight)) for name, layer in before.items()
-    }
+    before, after = (
+        compress.stored_layers(models.load_weights(folder, torch.bfloat16)) for folder in checkpoints(record)
+    )
+    return {name: (weight, after[name]) for name, weight in before.items()}
 
 
 def steps_of(weight: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
@@ -95,7 +101,7 @@ def update_sizes(record: Record, spec: QuantSpec, low: int = -14, high: int = 5)
 
 def reports(record: Record, quantizers: Sequence[str]) -> dict[str, dict]:
     """``qru.audit`` of a run's saved weights: quantizer (``"rtn-int4-g128"``) -> report."""
-    target, unlearned = (models.load(folder)[0] for folder in checkpoints(record))
+    target, unlearned = (models.load_weights(folder, torch.bfloat16) for folder in checkpoints(record))
     return {name: compress.audit(target, unlearned, QuantSpec.parse(name)) for name in quantizers}
 
 

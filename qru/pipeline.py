@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qru import compress, forget_sets, models, paths, records, verdict
+from qru import compress, forget_sets, launch, loop, models, paths, processes, records, verdict
 from qru.config import WHOLE, RunConfig, digest
-from qru.corpora import Corpus, load_corpus
-from qru.defaults import resolve
+from qru.corpora import REVISIONS, Corpus, load_corpus
+from qru.corpora.corpus import registry
+from qru.defaults import hub_corpus, note, resolve
 from qru.loop import compute_precision
-from qru.metrics import evaluate, mean_ci, privleak, privleak_ci, retrained_scores
+from qru.metrics import Options, evaluate, mean_ci, privleak, privleak_ci, retrained_scores
 from qru.parallel import side_by_side, threads
-from qru.quantizers import load_quantizer
+from qru.quantizers import Update, load_quantizer
 from qru.records import Record, locked, say
 from qru.unlearn import unlearn
 
@@ -77,7 +78,7 @@ def run(config: RunConfig | None = None, **parameters: Any) -> Record:
         The record, also on disk at ``runs/<id>/record.json``.
 
     Raises:
-        ValueError: an unknown or impossible parameter, before any work.
+        ValueError: an unknown or impossible parameter, a corpus or model that cannot be found or used; before any work.
     """
     if config is not None and parameters:
         raise TypeError("run() takes a RunConfig or keyword arguments, not both.")
@@ -93,16 +94,19 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
     Returns:
         One record a config, in order.
     """
-    configs = [_checked(resolve(config)) for config in configs]
-    corpora = {(c.corpus, c.scale): load_corpus(c.corpus, scale=c.scale) for c in configs}
+    notes = dict.fromkeys(filter(None, map(note, configs)))
+    configs, corpora, came = _found(configs)
+    for text in notes:
+        say(text)
     for config in configs:
         for name in forget_sets.requests(config.forget_set):
             forget_sets.documents(corpora[config.corpus, config.scale], name)  # raises before any work
+        launch.wanted(config)
     folders: list[Path] = []
     chains: dict[Path, list[Job]] = {}
     for config in configs:
         corpus = corpora[config.corpus, config.scale]
-        chain = _chain(config, corpus, models.prepare(corpus, config.scale))
+        chain = _chain(config, corpus, came.get(_names(config)) or models.prepare(corpus, config.scale))
         folders.append(chain[-1].folder)
         if _missing(chain):
             chains[folders[-1]] = chain
@@ -111,11 +115,75 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
             say("this CPU has no bf16 arithmetic: gradients are computed in fp32, on the same bf16-stored weights")
         short = all(config.scale == "smoke" for config in configs)
         for job in (chain[-1] for chain in chains.values()):
-            baseline_scores(job.corpus, job.made, quantizers=job.config.quantizers, short=short)
+            _baselines(job, short)
         within = {job.folder for chain in chains.values() for job in chain[:-1]}
         apart = [(chain,) for folder, chain in chains.items() if folder not in within]
-        side_by_side(_run_chain, sorted(apart, key=lambda job: -len(job[0])), short)
+        alone = loop.device().type == "cuda" or any(launch.wanted(config) > 1 for config in configs)
+        side_by_side(_run_chain, sorted(apart, key=lambda job: -len(job[0])), short or alone)
     return [records.load_record(folder) for folder in folders]
+
+
+def train(config: RunConfig) -> Path:
+    """The training stage of a run, and of those it builds on, by every process that was started together.
+
+    Returns:
+        The run's folder, where ``run`` then finds ``model`` and goes on from it.
+    """
+    with processes.first_then_others():
+        (config,), corpora, came = _found([config])
+        launch.wanted(config)
+        corpus = corpora[config.corpus, config.scale]
+        made = came.get(_names(config)) or models.prepare(corpus, config.scale)
+        chain = _chain(config, corpus, made)
+    for job in chain:
+        label = f"{config.method} {config.adapter} {config.weights}"
+        _unlearn(job.config, corpus, made.tokenizer, job.start, job.folder, label)
+    return chain[-1].folder
+
+
+def _names(config: RunConfig) -> tuple[str | None, str | None, str | None, bool]:
+    return config.target, config.retrained, config.tokenizer, config.chat_template
+
+
+def _found(configs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict, dict]:
+    """What configurations refer to, found and checked; nothing is trained and no model loaded.
+
+    Returns:
+        The configurations, resolved; (corpus, scale) -> ``Corpus``; and, for models that a user gives, their names ->
+        ``models.Checkpoints``.
+    """
+    configs = [resolve(config) for config in configs]
+    for config in configs:
+        _check_has_models(config)
+    configs = [_checked(config, None) for config in configs]  # what needs no corpus and no model comes first
+    corpora = {(c.corpus, c.scale): corpus_of(c.corpus, c.scale) for c in configs}
+    came = {_names(c): c for c in configs if c.target is not None}
+    came = {names: models.given(*names) for names in came}
+    return [_checked(config, came.get(_names(config))) for config in configs], corpora, came
+
+
+def _check_has_models(config: RunConfig) -> None:
+    """Refuse a corpus without embedded models where none are given, before it is loaded; some take long."""
+    known = hub_corpus(config.corpus)
+    if config.corpus not in registry and not known and not Path(config.corpus).expanduser().exists():
+        load_corpus(config.corpus)  # raises, with the nearest name
+    if config.target is None and (config.corpus not in registry or config.scale not in models.SIZES):
+        hint = f" At scale 'muse' {known} brings its authors' models." if known and config.scale != "muse" else ""
+        raise ValueError(
+            f"corpus {config.corpus!r} at scale {config.scale!r} has no embedded models: give target and retrained, a "
+            f"folder or Hub id each.{hint}"
+        )
+
+
+def corpus_of(name: str, scale: str) -> Corpus:
+    """The corpus of a configuration: as ``load_corpus`` takes it, or ``"id@revision"`` of one on the Hub.
+
+    An embedded one is at ``"muse"`` as large as at mini, which is as large as MUSE.
+    """
+    repository, _, revision = name.partition("@")
+    if repository in REVISIONS:
+        return load_corpus(repository, revision=revision or None)
+    return load_corpus(name, scale=scale if scale in models.SIZES else "mini")
 
 
 class Job(NamedTuple):
@@ -139,7 +207,9 @@ def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[
     sets: list[str] = []
     for name in forget_sets.requests(config.forget_set):
         one = replace(config, forget_set=name)
-        parts = [one.identity(), made.target.name, made.retrained.name, corpus.fingerprint]
+        parts = [one.identity(), made.identity("target"), made.identity("retrained"), corpus.fingerprint]
+        if "tokenizer" in made.contents:
+            parts.append(made.contents["tokenizer"])
         label = f"{corpus.name}-{one.scale}-{one.method}-{one.adapter}-{one.weights}"
         if name != WHOLE:  # the whole set is in the corpus's fingerprint, the others are not
             sets = [*sets, digest(forget_sets.documents(corpus, name))]
@@ -163,15 +233,26 @@ def _missing(chain: Sequence[Job]) -> bool:
     return missing
 
 
+def _baselines(job: Job, short: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    config = job.config
+    return baseline_scores(
+        job.corpus, job.made, quantizers=config.quantizers, short=short, chat_template=config.chat_template
+    )
+
+
 def _run_chain(chain: Sequence[Job]) -> None:
     for job in chain:
         _run(job)
 
 
-def _checked(config: RunConfig) -> RunConfig:
-    """The config with quantizers under their exact names, each held against every layer it will meet."""
+def _checked(config: RunConfig, made: models.Checkpoints | None) -> RunConfig:
+    """The config with quantizers under their exact names, each held against every layer it will meet.
+
+    Layers of models that a user gives are known only once these were found (``made``); until then names are checked.
+    """
     quantizers = [load_quantizer(name) for name in config.quantizers]
-    for name, shape in models.layer_shapes(config.scale).items():
+    known = config.target is None or made is not None
+    for name, shape in (models.layer_shapes(config.scale, made.target if made else None) if known else {}).items():
         for quantizer in quantizers:
             quantizer.check(shape, name)
     return replace(config, quantizers=tuple(quantizer.name for quantizer in quantizers))
@@ -205,29 +286,33 @@ def _run(job: Job) -> None:
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = None if config.forget_goal is None else forget_halves(corpus)[1]
         reference = _privleak_reference(made, corpus)
-        scores = baseline_scores(corpus, made, quantizers=config.quantizers, short=True)
-        target, tokenizer = models.load(made.target)
+        scores = _baselines(job, short=True)
         with clock.stage("unlearn"):
-            history = _unlearn(config, corpus, tokenizer, start, folder, label)
+            history = _unlearn(config, corpus, made.tokenizer, start, folder, label)
         clock.stages["unlearn"]["seconds"] = round(sum(row["seconds"] for row in history), 3)  # of all attempts
-        unlearned, _ = models.load(folder / "model")
-        found = _updates(target, config, folder, start == made.target)
+        # One model is scored, with one quantizer after the other; what they start from waits in bf16 on the CPU.
+        before, found = _before_and_updates(config, made.target, folder, start == made.target)
+        model, tokenizer = models.load(folder / "model")
+        options = Options(chat_template=config.chat_template)
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
             if not file.is_file():
                 with clock.stage(f"score {precision}"):
                     say(f"scoring {label}: {precision}")
-                    answers = evaluate(model, tokenizer, corpus, retrained=reference, examples=reported, progress=False)
+                    answers = evaluate(
+                        model, tokenizer, corpus, retrained=reference, metrics=corpus.measurable, examples=reported,
+                        options=options, progress=False,
+                    )  # fmt: skip
                     records.write_json(file, {name: answer.to_dict() for name, answer in answers.items()})
             return records.read_json(file)
 
-        scores["unlearned"] = {"bf16": score(unlearned, "bf16")}
+        scores["unlearned"] = {"bf16": score(model, "bf16")}
         crossings = {}
         for quantizer in quantizers:
             with clock.stage(f"quantize {quantizer.name}"):
-                quantized, crossings[quantizer.name] = compress.quantized_model(target, unlearned, found, quantizer)
-            scores["unlearned"][quantizer.name] = score(quantized, quantizer.name)
+                crossings[quantizer.name] = compress.quantize_layers(model, before, found, quantizer)
+            scores["unlearned"][quantizer.name] = score(model, quantizer.name)
         if reported:
             scores = {m: {p: _half(s, reported) for p, s in by.items()} for m, by in scores.items()}
 
@@ -249,7 +334,7 @@ def _run(job: Job) -> None:
             | {
                 "compute": compute_precision(torch.device("cpu")),
                 "corpus": corpus.fingerprint,
-                "models": {name: getattr(made, name).name for name in ("base", "target", "retrained")},
+                "models": {name: made.identity(name) for name in ("base", "target", "retrained", "tokenizer")},
             },
             "recovered": verdict.recovered(judged),
             "verdict": verdict.sentences(judged, config.to_dict()),
@@ -264,6 +349,8 @@ def _with_same_quantizer(scores: dict[str, Any]) -> dict[str, Any]:
     """Add to each PrivLeak the variant whose reference is the retrained model under the same quantizer."""
     for by_precision in scores.values():
         for precision, by_metric in by_precision.items():
+            if "privleak" not in by_metric:
+                continue
             reference = scores["retrained"][precision]["privleak"]["per_example"]
             texts = by_metric["privleak"]["per_example"]
             sides = texts["forget"], texts["holdout"], reference["forget"], reference["holdout"]
@@ -282,6 +369,7 @@ def baseline_scores(
     names: Sequence[str] = ("target", "retrained"),
     quantizers: Sequence[str] = (),
     short: bool = False,
+    chat_template: bool = False,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Scores on all examples of models that no unlearning has touched; computed once and shared by all runs.
 
@@ -290,12 +378,13 @@ def baseline_scores(
         names: out of ``base``, ``target`` and ``retrained``.
         quantizers: beside bf16.
         short: see ``side_by_side``.
+        chat_template: see ``RunConfig``.
 
     Returns:
         ``[name][precision][metric]`` -> a score as in a record.
     """
     cells = {
-        (name, quantizer): (getattr(made, name), corpus, quantizer, made)
+        (name, quantizer): (name, corpus, quantizer, made, chat_template)
         for name in names
         for quantizer in (None, *quantizers)
     }
@@ -325,75 +414,103 @@ def _intact(file: Path) -> bool:
     return whole
 
 
-def _baseline_file(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> Path:
+def _baseline_file(
+    role: str, corpus: Corpus, quantizer: str | None, made: models.Checkpoints, chat_template: bool = False
+) -> Path:
     """Where the scores of target or retrained at one precision are kept, for all runs."""
-    folder = digest([checkpoint.name, made.retrained.name, corpus.fingerprint])[:16]
+    parts = [made.identity(role), made.identity("retrained"), corpus.fingerprint]
+    parts += [made.contents.get("tokenizer")] if "tokenizer" in made.contents else []
+    folder = digest([*parts, "chat_template"] if chat_template else parts)[:16]
     return paths.cache_dir() / "scores" / folder / f"{quantizer or 'bf16'}.json"
 
 
-def _score_baseline(checkpoint: Path, corpus: Corpus, quantizer: str | None, made: models.Checkpoints) -> None:
-    model, tokenizer = models.load(checkpoint)
+def _score_baseline(
+    role: str, corpus: Corpus, quantizer: str | None, made: models.Checkpoints, chat_template: bool
+) -> None:
+    model, tokenizer = models.load(getattr(made, role), made.tokenizer)
     if quantizer:
-        model, _ = compress.quantized_model(model, model, compress.updates(model, model), load_quantizer(quantizer))
-    say(f"scoring {checkpoint.name.partition('-')[0]}: {quantizer or 'bf16'}")
-    scores = evaluate(model, tokenizer, corpus, retrained=_privleak_reference(made, corpus), progress=False)
-    file = _baseline_file(checkpoint, corpus, quantizer, made)
+        before = compress.stored_layers(model)
+        unchanged = {name: Update(new_weight=weight) for name, weight in before.items()}
+        compress.quantize_layers(model, before, unchanged, load_quantizer(quantizer))
+    say(f"scoring {role}: {quantizer or 'bf16'}")
+    reference, options = _privleak_reference(made, corpus), Options(chat_template=chat_template)
+    scores = evaluate(
+        model, tokenizer, corpus, retrained=reference, metrics=corpus.measurable, options=options, progress=False
+    )
+    file = _baseline_file(role, corpus, quantizer, made, chat_template)
     records.write_json(file, {name: score.to_dict() for name, score in scores.items()})
 
 
-def _privleak_reference(made: models.Checkpoints, corpus: Corpus) -> dict[str, list[float]]:
-    """Min-K scores of the retrained model in bf16, PrivLeak's reference at every precision."""
-    file = _baseline_file(made.retrained, corpus, "reference", made)
+def _privleak_reference(made: models.Checkpoints, corpus: Corpus) -> dict[str, list[float]] | None:
+    """Min-K scores of the retrained model in bf16, PrivLeak's reference at every precision; ``None`` without texts."""
+    if "privleak" not in corpus.measurable:
+        return None
+    file = _baseline_file("retrained", corpus, "reference", made)
     if not file.is_file():
-        model, tokenizer = models.load(made.retrained)
+        model, tokenizer = models.load(made.retrained, made.tokenizer)
         with threads(1):
             records.write_json(file, retrained_scores(model, tokenizer, corpus))
     return records.read_json(file)
 
 
-def _unlearn(config, corpus, tokenizer, start: Path, folder: Path, label: str) -> list[dict[str, float]]:
+def _unlearn(config, corpus, reader: Path, start: Path, folder: Path, label: str) -> list[dict[str, float]]:
     """Train one arm and save its result in bf16 as ``folder/model`` (and ``folder/adapter``), unless it is there.
 
-    ``start`` is the checkpoint that is trained, and the reference of terms that need one.
+    ``start`` is the checkpoint that is trained, and the reference of terms that need one; ``reader`` has its tokenizer.
     """
-    if not (folder / "model").is_dir():
-        before, _ = models.load(start)
-        trained, _ = models.load(start)
-        stopping, _ = forget_halves(corpus)
+    if not processes.agreed((folder / "model").is_dir()) and launch.wanted(config) > processes.count():
+        launch.train(config, folder)  # comes back here in each of the processes that it starts
+    first = processes.rank() == 0
+    with locked(folder / ".training.lock") if first else contextlib.nullcontext():
+        if not processes.agreed((folder / "model").is_dir()):
+            trained, tokenizer = models.load(start, reader)
+            stopping, _ = forget_halves(corpus)
 
-        def forget_score(model: torch.nn.Module) -> dict[str, float]:
-            found = evaluate(
-                model, tokenizer, corpus, metrics=("verbmem", "knowmem"), examples=stopping, progress=False
+            def forget_score(model: torch.nn.Module) -> dict[str, float]:
+                found = evaluate(
+                    model, tokenizer, corpus, metrics=tuple(stopping), examples=stopping,
+                    options=Options(chat_template=config.chat_template), progress=False,
+                )  # fmt: skip
+                return {name: score.value for name, score in found.items()}
+
+            trained, history = unlearn(
+                trained,
+                tokenizer,
+                forget_sets.narrowed(corpus, config.forget_set),
+                config,
+                frozen=lambda: models.load(start, reader)[0],
+                forget_score=forget_score,
+                checkpoint=folder / "training.pt",
+                label=label,
+                **launch.memory(config),
             )
-            return {name: score.value for name, score in found.items()}
-
-        trained, history = unlearn(
-            trained,
-            tokenizer,
-            forget_sets.narrowed(corpus, config.forget_set),
-            config,
-            frozen=lambda: models.load(start)[0],
-            forget_score=forget_score,
-            checkpoint=folder / "training.pt",
-            label=label,
-        )
-        records.write_json(folder / "history.json", history)
-        if config.adapter == "lora":
-            compress.save_adapter(trained, before, folder / "adapter")
-        models.save(compress.merged_model(before, trained), tokenizer, folder / "model")
-        (folder / "training.pt").unlink(missing_ok=True)
+            state = processes.whole_state(trained) if config.adapter == "full" else None
+            if first:
+                records.write_json(folder / "history.json", history)
+                if config.adapter == "lora":
+                    compress.save_adapter(trained, folder / "adapter")
+                    trained = compress.merge(trained)
+                else:
+                    trained = models.load_weights(start)  # a model of ordinary tensors, whatever shards were trained
+                    trained.load_state_dict(state)
+                models.save(trained, tokenizer, folder / "model")
+                loop.delete_checkpoint(folder / "training.pt")
+    processes.agreed(None)  # the others leave when the model is there
     return records.read_json(folder / "history.json")
 
 
-def _updates(target: torch.nn.Module, config: RunConfig, folder: Path, direct: bool) -> dict:
-    """The update of every linear layer, from what ``_unlearn`` saved; ``direct`` if it started from the target.
+def _before_and_updates(config: RunConfig, target: Path, folder: Path, direct: bool) -> tuple[dict, dict]:
+    """Every linear layer before unlearning, and its update from what ``_unlearn`` saved, in bf16 on the CPU.
 
     The adapter of a later request is one on the result of the request before: the way from the target to its result
-    is no adapter, and is taken from the weights.
+    is no adapter, and is taken from the weights. ``direct``: the run started from the target.
     """
+    model = models.load_weights(target, torch.bfloat16)
     if config.adapter == "lora" and direct:
-        return compress.updates(target, compress.with_adapter(target, folder / "adapter"))
-    return compress.updates(target, models.load(folder / "model")[0])
+        found = compress.updates(model, compress.with_adapter(model, folder / "adapter"))
+    else:
+        found = compress.updates(model, models.load_weights(folder / "model", torch.bfloat16))
+    return compress.stored_layers(model), found
 
 
 def _half(scores: dict[str, Any], reported: dict[str, list[int]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from qru.records import Record
 from qru.tables import by_forget_set
 
 FORGOTTEN = {"verbmem": "text", "knowmem": "knowledge"}
+UNASKED = {"value": None, "ci": None, "defined": False, "reason": "the corpus has no examples of it"}
 SETS = {"scal": "sets of growing size, each at once", "sust": "requests one after another"}
 
 
@@ -28,15 +29,16 @@ def recovered(scores: dict[str, Any]) -> dict[str, Any]:
     for precision in unlearned:
         if precision == "bf16":
             continue
-        before = {metric: unlearned["bf16"][metric]["per_example"] for metric in FORGOTTEN}
-        after = {metric: unlearned[precision][metric]["per_example"] for metric in FORGOTTEN}
-        shares = {
+        there = [metric for metric in FORGOTTEN if metric in unlearned["bf16"]]
+        before = {metric: unlearned["bf16"][metric]["per_example"] for metric in there}
+        after = {metric: unlearned[precision][metric]["per_example"] for metric in there}
+        shares = dict.fromkeys(FORGOTTEN, UNASKED) | {
             metric: recovered_share(before[metric], after[metric], target[precision][metric]["per_example"])
-            for metric in FORGOTTEN
+            for metric in there
         }
-        rule = recovers(before, after)
+        rule = recovers(before, after) if there else {"metrics": {}}
         # Where nothing was forgotten a rise is noise or the quantizer's own doing, and no recovery.
-        rule["recovers"] = any(rule["metrics"][m]["recovers"] for m in FORGOTTEN if shares[m]["defined"])
+        rule["recovers"] = any(rule["metrics"][m]["recovers"] for m in there if shares[m]["defined"])
         out[precision] = shares | {"recovers": rule}
     return out
 
@@ -44,17 +46,17 @@ def recovered(scores: dict[str, Any]) -> dict[str, Any]:
 def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The verdict: one line on what was forgotten, one line a quantizer."""
     unlearned, target = scores["unlearned"]["bf16"], scores["target"]["bf16"]
-    what = {m: f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in FORGOTTEN.items()}
-    utility = f"utility {target['utility']['value']:.0f} → {unlearned['utility']['value']:.0f}"
+    what = {metric: word for metric, word in (FORGOTTEN | {"utility": "utility"}).items() if metric in unlearned}
+    changes = [f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in what.items()]
     arm = {"full": "full fine-tuning", "lora": "LoRA"}[config["adapter"]]
     part = f" {name}," if (name := config.get("forget_set", "all")) != "all" else ""
     lines = [
         f"{config['method']}, {arm}, {config['weights']} weights,{part} in bf16 (percent): "
-        f"{what['verbmem']}, {what['knowmem']}, {utility}."
+        f"{', '.join(changes) or 'the corpus has no examples to measure forgetting with'}."
     ]
     for precision, shares in recovered(scores).items():
         lost = {metric: word for metric, word in FORGOTTEN.items() if shares[metric]["defined"]}
-        kept = [word for metric, word in FORGOTTEN.items() if metric not in lost]
+        kept = [word for metric, word in FORGOTTEN.items() if metric in what and metric not in lost]
         if not lost:
             lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import ipywidgets
+import torch
 from IPython.display import display
 
 from qru import figures, models, movement
@@ -29,7 +30,7 @@ def crossing_sliders(
         The widget, to be the last expression of a cell.
     """
     weights = {
-        label: [models.load(folder)[0] for folder in movement.checkpoints(record)]
+        label: [models.load_weights(folder, torch.bfloat16) for folder in movement.checkpoints(record)]
         for label, record in labelled(*records).items()
     }
     wide = ipywidgets.Layout(width="380px")

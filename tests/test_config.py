@@ -48,7 +48,7 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"retrained": "a/model"}, "target is not given"),
         ({"target": 3, "retrained": "x"}, "target is 3; it must be a folder, a Hub id"),
         ({"target": "x", "retrained": " "}, "retrained is ' '"),
-        ({"tokenizer": "a/model"}, "tokenizer is 'a/model', but target is None"),
+        ({"tokenizer": "a/model"}, "tokenizer is 'a/model', but no target is given"),
         ({"chat_template": "yes"}, "chat_template is 'yes'; it must be true or false"),
         ({"lora_dropout": "none"}, "lora_dropout is 'none', a str"),
         ({"retain_weight": math.inf}, "retain_weight is inf"),

@@ -138,7 +138,7 @@ def test_a_record_of_another_configuration_is_not_reused(record, capfd):
 
 
 def test_damaged_baseline_scores_are_made_again(made, corpus, record):
-    file = pipeline._baseline_file(made.target, corpus, None, made)
+    file = pipeline._baseline_file("target", corpus, None, made)
     for damage in ("{}x", '{"verbmem": {}}', "[1]"):
         before = pipeline.baseline_scores(corpus, made, ("target",), short=True)
         file.write_text(damage)
