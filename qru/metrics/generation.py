@@ -122,7 +122,9 @@ def _check_fit(model, rows: list[list[int]], max_new_tokens: int, what: str) -> 
     length = len(rows[longest])
     # The last token is generated but never fed back, so it needs no position.
     check_length(
-        model, length + max_new_tokens - 1, f"prompt {longest} of {what} ({length} tokens) with {max_new_tokens} new ones"
+        model,
+        length + max_new_tokens - 1,
+        f"prompt {longest} of {what} ({length} tokens) with {max_new_tokens} new ones",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from qru.metrics.checks import NEAR_TIE_ULPS, check_length, check_tokenizer, device_of, encode, embedded, scoring
+from qru.metrics.checks import NEAR_TIE_ULPS, check_length, check_tokenizer, device_of, embedded, encode, scoring
 
 # Logits are (batch, length, vocabulary), the largest thing held; batches shrink so that they stay below this. On a CPU
 # small blocks stay in its cache and are faster (measured: 16 MiB against 256 MiB saves a quarter of the time).
@@ -95,7 +95,7 @@ def _standardized(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (B, T, V)
     probs = log_probs.exp()
     mean = (probs * log_probs).sum(-1)  # (B, T)
-    # Around the mean, not as a difference of two large numbers. Where p is 0 its logarithm may be −inf; 0 · −inf counts 0.
+    # Around the mean, not as a difference of two large numbers; where p is 0, its logarithm may be −inf and counts 0.
     variance = torch.where(probs > 0, probs * (log_probs - mean[..., None]).square(), 0.0).sum(-1)
     return (_log_prob(logits, tokens) - mean) / variance.clamp(min=1e-6).sqrt()
 

@@ -1,9 +1,10 @@
 """PrivLeak: is a forget text as unlikely to the model as to one that never saw it? The arithmetic, without torch.
 
 A text's score is *minus* the mean of its lowest 40 % token log-probabilities (Min-K %): positive, higher = less
-likely. So is every other score here. A model that memorised the forget set scores it lower than unseen text, so AUC = P(forget > holdout) is near 0
-before unlearning, near the retrained model's value after unlearning well, and above it after too much. MUSE
-(arXiv 2407.06460) compares forget with *holdout* in every published number, and so does this.
+likely; so is every other score here. A model that memorised the forget set scores it lower than unseen text, so
+AUC = P(forget > holdout) is near 0 before unlearning, near the retrained model's value after unlearning well, and
+above it after too much. MUSE (arXiv 2407.06460) compares forget with *holdout* in every published number, and so does
+this.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from qru.metrics.options import Options
@@ -80,7 +80,7 @@ class Context:
     retrained: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     batch_size: int = 32
     advance: Callable[[int], None] | None = None
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def chosen(self, sets: Mapping[str, Sequence]) -> list[list]:
         """What is scored of each of a metric's sets, by the name it has in messages: the first by ``examples``, the
