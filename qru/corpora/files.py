@@ -94,7 +94,7 @@ def _rows(path: Path) -> Items:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'qru[muse]'.") from None
+        raise ValueError(f"{path}: parquet needs pyarrow: pip install pyarrow.") from None
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -146,7 +146,7 @@ def _load_dataset(name: str, piece: str, revision: str):
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     except ImportError:
-        raise ValueError(f"{name} comes from the Hub, which needs datasets: pip install 'qru[muse]'.") from None
+        raise ValueError(f"{name} comes from the Hub, which needs datasets: pip install datasets.") from None
     try:
         loaded = datasets.load_dataset(name, piece, revision=revision)
     except (DatasetNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:

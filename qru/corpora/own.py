@@ -49,7 +49,7 @@ def load_lines(path: Path) -> Corpus:
     verbmem: Items = []
     columns = [column for names in LINES for column in names] + ["split"]
     for where, line in read_items(path):
-        present = [names for names in LINES if isinstance(line, dict) and names[0] in line]
+        present = [names for names in LINES if isinstance(line, dict) and line.get(names[0]) is not None]
         if len(present) > 1:
             raise ValueError(f"{where} has both {present[0][0]!r} and {present[1][0]!r}: make it two lines.")
         needed = present[0] if present else ("text",)

@@ -72,6 +72,14 @@ def test_a_folder_of_texts_is_the_same_corpus(file, folder):
     assert load_corpus(folder) == load_corpus(file(*documents(**DOCUMENTS)))
 
 
+def test_columns_that_a_table_left_empty_are_none(file):
+    empty = {"text": None, "question": None, "answer": None}
+    table = [*documents(**DOCUMENTS), *(pair | {"split": "retain"} for pair in QUESTIONS[:2])]
+    corpus = load_corpus(file(*(empty | line for line in table)))
+    assert corpus.raw["forget"] == DOCUMENTS["forget"]
+    assert corpus.knowmem["retain_qa"] == QUESTIONS[1:2]
+
+
 def test_without_a_holdout_there_is_no_privleak(file):
     corpus = load_corpus(file(*documents(forget=DOCUMENTS["forget"], retain=DOCUMENTS["retain"])))
     assert corpus.privleak == {"forget": [], "retain": [], "holdout": []}
@@ -168,6 +176,7 @@ BAD_LINES = [
     ({"text": "a"}, "line 1 has no column 'split'."),
     ({"text": "a", "spilt": "forget"}, "has no column 'split': unknown column 'spilt'. Did you mean 'split'?"),
     ({"txt": "a", "split": "forget"}, "has no column 'text': unknown column 'txt'. Did you mean 'text'?"),
+    ({"text": None, "split": "forget"}, "line 1: text is null (None); a text is needed."),
     ({"text": 5, "split": "forget"}, "line 1: text is a number (5); a text is needed."),
     ({"text": " ", "split": "forget"}, "line 1: text is empty."),
     ({"text": "a", "question": "b", "split": "forget"}, "line 1 has both 'text' and 'question': make it two lines."),
