@@ -285,6 +285,9 @@ def loading(folder: Path | str):
         raise ValueError(f"the checkpoint in {folder} cannot be loaded: {error}{way_out}") from error
 
 
+ROLES = ("target", "retrained", "tokenizer")  # what a user may name in place of the embedded models
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Folders of the three models of one corpus at one scale; ``base`` is ``None`` for models that came ready.

@@ -25,9 +25,11 @@ def checkpoints(record: Record) -> tuple[Path, Path]:
     """
     known, unlearned = record.provenance["models"]["target"], record.path.parent / "model"
     if named := record.config.get("target"):
-        target = checkpoint.located(named, "target")
+        # Where it was; or, for a record that came from elsewhere, where its name leads here.
+        target = Path(record.provenance["folders"]["target"])
+        target = target if target.is_dir() else checkpoint.located(named, "target")
         if checkpoint.content_digest(target) != known:
-            raise ValueError(f"target {named} holds other weights than those that {record.path} was made from.")
+            raise ValueError(f"target {named} is not what {record.path} was made from. Run the experiment again.")
     else:
         target = paths.cache_dir() / "models" / known
     for folder in (target, unlearned):

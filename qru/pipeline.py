@@ -40,12 +40,16 @@ class Clock:
         yield
         if name not in self.stages:  # else an earlier attempt did the work, and this one only read it back
             self.stages[name] = {"seconds": round(time.monotonic() - started, 3), "peak_memory_mb": round(_peak(), 1)}
+            if torch.cuda.is_initialized():
+                self.stages[name]["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
             records.write_json(self.file, self.stages)
 
 
 def _reset_peak() -> None:
     with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is the process's so far
         Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak() -> float:
@@ -111,7 +115,7 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         if _missing(chain):
             chains[folders[-1]] = chain
     if chains:
-        if compute_precision(torch.device("cpu")) == "fp32":
+        if compute_precision(loop.device()) == "fp32":
             say("this CPU has no bf16 arithmetic: gradients are computed in fp32, on the same bf16-stored weights")
         short = all(config.scale == "smoke" for config in configs)
         for job in (chain[-1] for chain in chains.values()):
@@ -207,7 +211,8 @@ def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[
     sets: list[str] = []
     for name in forget_sets.requests(config.forget_set):
         one = replace(config, forget_set=name)
-        parts = [one.identity(), made.identity("target"), made.identity("retrained"), corpus.fingerprint]
+        settings = {key: value for key, value in one.identity().items() if key not in models.ROLES}  # not where it lies
+        parts = [settings, made.identity("target"), made.identity("retrained"), corpus.fingerprint]
         if "tokenizer" in made.contents:
             parts.append(made.contents["tokenizer"])
         label = f"{corpus.name}-{one.scale}-{one.method}-{one.adapter}-{one.weights}"
@@ -332,10 +337,11 @@ def _run(job: Job) -> None:
             "cost": clock.stages,
             "provenance": records.provenance()
             | {
-                "compute": compute_precision(torch.device("cpu")),
+                "compute": compute_precision(loop.device()),
                 "corpus": corpus.fingerprint,
                 "models": {name: made.identity(name) for name in ("base", "target", "retrained", "tokenizer")},
-            },
+            }
+            | ({"folders": {name: str(getattr(made, name)) for name in made.contents}} if made.contents else {}),
             "recovered": verdict.recovered(judged),
             "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
