@@ -150,7 +150,9 @@ def unlearn(
 
     models.place(model, config)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed it in 5.2x; models from before have the old name alone
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         if config.adapter == "lora":  # else nothing that enters a checkpointed layer requires a gradient
             model.enable_input_require_grads()
     model, optimizer = models.as_trainable(model, config)
