@@ -67,9 +67,9 @@ def load_folder(folder: Path) -> Corpus:
     """Load a folder that holds ``raw/`` and, as far as there are any, ``verbmem/``, ``knowmem/``, ``privleak/``,
     ``scal/`` and ``sust/``.
 
-    A set is ``<set>.json`` (a list of texts, of {"text": …} or of pairs), ``<set>.jsonl``, ``<set>.txt`` or parquet as
-    the Hub names it (``<set>-00000-of-00001.parquet``), in this order where there are several but for ``.txt``, which
-    is last: MUSE's authors write each list also as one text, in which the documents cannot be told apart. A ``.txt``
+    A set is ``<set>.json`` (a list of texts, of {"text": …} or of pairs), ``<set>.jsonl`` with one of these a line,
+    parquet as the Hub names it (``<set>-00000-of-00001.parquet``) or ``<set>.txt``; of several the first in this order
+    is read. MUSE's authors write each list also as one text, in which the documents cannot be told apart: a ``.txt``
     alone is one document.
 
     Raises:
