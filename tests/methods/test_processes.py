@@ -1,5 +1,6 @@
 """Two processes train as one does: the same losses, the same weights; killed, they go on, and nobody is left behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,10 @@ import several_processes
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qru import loop, models
+from qru import launch, loop, models, objectives, pipeline, processes, train
+from qru.config import RunConfig
+from qru.defaults import resolve
+from qru.unlearn import portions
 
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 SECONDS = 150  # a torchrun that has not ended by then never will
@@ -103,3 +107,136 @@ def test_killed_processes_leave_nobody_and_resume_to_the_same_bits(case, start, 
     assert [row["seconds"] for row in history[:3]] == [row["seconds"] for row in saved[f"{case}.training.0-of-2"]]
     for name, value in whole_weights.items():
         assert torch.equal(weights[name], value), name
+
+
+def test_a_run_by_two_processes_ends_in_a_record(made, monkeypatch, capfd):
+    """From the notebook's side: the stage is started, checks the goal in both processes, and its model is found."""
+    settings = {"scale": "smoke", "method": "npo_gdr", "learning_rate": 1e-3, "forget_goal": 100.0, "epochs": 2}
+    monkeypatch.setenv("QRU_PROCESSES", "2")
+    record = pipeline.run(**settings, quantizers=("rtn-int4-g128",))
+    history = record.extra["history"]
+    assert history[-1]["stopped"]
+    assert {"verbmem", "knowmem"} <= set(history[-1])
+    left = {path.name for path in record.path.parent.iterdir() if not path.name.startswith(".")}
+    assert left == {"record.json", "responses.json", "history.json", "model"}
+    assert record.crossings["rtn-int4-g128"]["total"]["crossed"] > 0
+    config = json.loads((record.path.parent / "model" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "training by 2 processes" in capfd.readouterr().err
+
+
+def test_an_error_in_the_processes_reaches_the_caller(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("QRU_PROCESSES", "2")
+    config = resolve(RunConfig(scale="smoke", method="ga", weights="fp32", learning_rate=1e30, epochs=9))
+    with pytest.raises(RuntimeError, match=r"by 2 processes failed: FloatingPointError: .*Lower learning_rate"):
+        launch.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("QRU_PROCESSES", "0", "whole number, 1 or more"),
+        ("QRU_PROCESSES", "two", "whole number, 1 or more"),
+        ("QRU_PROCESSES", "5", "5 processes cannot share a batch of 4 documents"),
+        ("QRU_DEVICE", "tpu", "must be 'cpu', 'cuda' or not set"),
+    ],
+)
+def test_bad_input_stops_before_any_work(name, value, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("qru.models.prepare", lambda *a: pytest.fail("prepared models"))
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(scale="smoke", batch_size=4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_silently_replaced(monkeypatch):
+    monkeypatch.setenv("QRU_DEVICE", "cuda")
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        loop.device()
+
+
+def as_process(monkeypatch, rank, count):
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    monkeypatch.setattr(processes, "count", lambda: count)
+
+
+@pytest.mark.parametrize(("documents", "count", "at_once"), [(5, 2, 3), (5, 2, 1), (1, 2, 4), (4, 4, 1), (7, 3, 2)])
+def test_portions_make_up_the_batch(documents, count, at_once, monkeypatch):
+    data = [torch.arange(length) for length in (3, 2, 9, 4, 30, 6, 5, 8)]
+    chosen = [6, 2, 0, 7, 4, 1, 3][:documents]
+    passes = -(-documents // (at_once * count))
+    total = sum(len(data[i]) - 1 for i in chosen)
+    for mean in ("tokens", "documents"):
+        weight_of = dict.fromkeys(chosen, 0.0)
+        for rank in range(count):
+            as_process(monkeypatch, rank, count)
+            found = portions(data, chosen, mean, at_once, passes)
+            assert len(found) == passes
+            for part in found:
+                assert 1 <= len(part.rows) <= at_once
+                for i in part.chosen:
+                    tokens = sum(len(data[j]) - 1 for j in part.chosen)
+                    own = (len(data[i]) - 1) / tokens if mean == "tokens" else 1 / len(part.chosen)
+                    weight_of[i] += part.weight * own
+        for i, weight in weight_of.items():
+            expected = (len(data[i]) - 1) / total if mean == "tokens" else 1 / documents
+            assert weight == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", [*objectives.forget_terms.names(), *objectives.retain_terms.names()])
+def test_a_term_is_the_mean_that_it_says(name):
+    """Over parts of unequal size, weighted by tokens or documents as the term is marked, it is what the whole gives."""
+    forget = name in objectives.forget_terms.names()
+    term = (objectives.forget_terms if forget else objectives.retain_terms)[name]
+    torch.manual_seed(0)
+    lengths = torch.tensor([9, 2, 5, 1, 7])
+    mask = torch.arange(9)[None] < lengths[:, None]  # (B, T)
+
+    def said():
+        distribution = torch.randn(5, 9, 11, dtype=torch.float64).log_softmax(-1)
+        return objectives.Said(distribution[..., 0], mask, distribution)
+
+    policy, reference = said(), said()
+
+    def value(rows):
+        ours, theirs = (objectives.Said(*(part[rows] for part in s)) for s in (policy, reference))
+        return term(ours, theirs if term.reference else None, *([0.1] if forget else [])).item()
+
+    parts = [slice(0, 2), slice(2, 5)]
+    amounts = [lengths[rows].sum().item() if term.mean == "tokens" else rows.stop - rows.start for rows in parts]
+    together = sum(value(rows) * amount for rows, amount in zip(parts, amounts, strict=True)) / sum(amounts)
+    assert together == pytest.approx(value(slice(0, 5)), rel=1e-9)
+
+
+def test_shares_of_different_steps_go_back_to_the_last_common_one(tmp_path, monkeypatch):
+    """One process was killed before its share was written, the other after: both have the step before."""
+    checkpoint = tmp_path / "training.pt"
+    as_process(monkeypatch, 0, 2)
+    for name, steps in (("training.pt.0-of-2", 3), (f"training.pt.0-of-2{loop.NEWER}", 4), ("training.pt.1-of-2", 3)):
+        loop._save(tmp_path / name, {"history": [{}] * steps})
+    monkeypatch.setattr(processes, "agreed", lambda value: value)
+    monkeypatch.setattr(processes, "gathered", lambda own: [own, {3}])
+    assert len(loop.read_checkpoint(checkpoint)["history"]) == 3
+    monkeypatch.setattr(processes, "gathered", lambda own: [own, {4}])
+    assert len(loop.read_checkpoint(checkpoint)["history"]) == 4
+    assert not (tmp_path / f"training.pt.0-of-2{loop.NEWER}").exists()
+
+
+@pytest.mark.parametrize(("saved_by", "resumed_by"), [(2, 1), (1, 2), (2, 4)])
+def test_another_number_of_processes_is_named(saved_by, resumed_by, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "training.pt"
+    monkeypatch.setattr(processes, "agreed", lambda value: value)
+    as_process(monkeypatch, 0, saved_by)
+    loop._save(loop._own(checkpoint), {"history": [{}]})
+    as_process(monkeypatch, 0, resumed_by)
+    with pytest.raises(ValueError, match=rf"saved by {saved_by} process.*resumed by {resumed_by}"):
+        loop.read_checkpoint(checkpoint)
+    loop.delete_checkpoint(checkpoint)
+    assert loop.read_checkpoint(checkpoint) is None if resumed_by == 1 else not list(tmp_path.iterdir())
+
+
+def test_parameters_are_read_as_papermill_reads_them():
+    papermill = pytest.importorskip("papermill.cli")
+    for text in ("npo_klr", "1e-4", "7", "-3.5", "True", "False", "None", "books", "1.", "rtn-int4-g128,rtn-int8-g128"):
+        assert train.value(text) == papermill._resolve_type(text)
+        assert type(train.value(text)) is type(papermill._resolve_type(text))
