@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from qru import figures, style
-from tests.synthetic import PRECISIONS, synthetic_record
+from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
 
 BINS = [2.0**k for k in range(-10, 0)]
 
@@ -23,6 +23,9 @@ def drawn(name: str, arms: int, blocks: int = 4):
     reports = {label: record.crossings for label, record in zip(labels, records, strict=True)}
     if name in ("scores_by_precision", "forget_utility", "learning_curve", "crossings_by_layer"):
         return getattr(figures, name)(*records)
+    if name == "over_forget_sets":
+        found = [record for adapter in ("full", "lora")[:arms] for record in forget_set_records("sust", adapter)]
+        return figures.over_forget_sets(*found, kind="sust")
     if name in ("crossings", "survival"):
         return getattr(figures, name)(reports, "rtn-int4-g128")
     frame = pd.DataFrame({"magnitude": BINS, "steps": BINS, "weights": 100, "moved": range(10), "share": 7.0})
@@ -42,12 +45,16 @@ def drawn(name: str, arms: int, blocks: int = 4):
 
 NAMES = [
     "scores_by_precision", "forget_utility", "learning_curve", "training_curves", "crossings_by_layer", "crossings",
-    "survival", "moved_by_magnitude", "update_sizes", "grids", "weight_row",
+    "survival", "moved_by_magnitude", "update_sizes", "grids", "weight_row", "over_forget_sets",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "arms"), [*((name, 2) for name in NAMES), ("scores_by_precision", 1), ("crossings_by_layer", 1)]
+    ("name", "arms"),
+    [
+        *((name, 2) for name in NAMES),
+        *((name, 1) for name in ("scores_by_precision", "crossings_by_layer", "over_forget_sets")),
+    ],
 )
 def test_a_figure_is_white_whole_and_closed(name, arms):
     figure = drawn(name, arms)
@@ -107,3 +114,28 @@ def test_the_notebooks_own_settings_stay():
 )
 def test_precisions_are_short_on_an_axis(name, label):
     assert style.precision_label(name) == label
+
+
+def test_every_forget_set_is_drawn_where_it_belongs():
+    figure = figures.over_forget_sets(*forget_set_records("scal"), kind="scal", precision="rtn-int4-tensor")
+    utility, forgotten, remaining = figure.axes
+    assert [len(ax.containers) for ax in figure.axes] == [2, 2, 2], "bf16 and one quantizer"
+    drawn = {ax: [list(map(float, c.lines[0].get_ydata())) for c in ax.containers] for ax in figure.axes}
+    assert drawn[forgotten] == [[15, 18, 21, 24], [19, 22, 25, 28]]
+    assert drawn[remaining] == [[86, 77, 68], [90, 81, 72]], "after the last set nothing is left to be asked for"
+    assert [list(line.get_ydata()) for line in forgotten.lines[:2]] == [[97] * 4, [16] * 4], "target and retrained"
+    for container in forgotten.containers:
+        assert container.lines[0].get_xdata() == pytest.approx([20, 50, 70, 100], abs=2)
+    assert [label.get_text() for label in forgotten.get_xticklabels()] == [f"{n}\nn = {n}" for n in (20, 50, 70, 100)]
+    assert utility.get_title("left") == "Utility ↑ (n = 100)"
+
+
+def test_forget_sets_that_cannot_be_drawn_are_named():
+    with pytest.raises(ValueError, match="none of the records is of a forget set sust_1"):
+        figures.over_forget_sets(*forget_set_records("scal"), kind="sust")
+    with pytest.raises(ValueError, match="rtn-int4-tensor"):
+        figures.over_forget_sets(*forget_set_records("scal"), kind="scal", precision="rtn-int4-tenser")
+    with pytest.raises(ValueError, match="is of the whole forget set"):
+        figures.over_forget_sets(synthetic_record("full"), kind="scal")
+    with pytest.raises(ValueError, match="same forget set"):
+        figures.over_forget_sets(*forget_set_records("scal"), *forget_set_records("scal"), kind="scal")

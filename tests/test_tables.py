@@ -8,7 +8,7 @@ import pytest
 
 from qru import tables
 from qru.metrics import direction
-from tests.synthetic import PRECISIONS, synthetic_record
+from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
 
 ARROWS = {"lower": "↓", "higher": "↑", "towards zero": "→ 0"}
 
@@ -110,3 +110,18 @@ def test_cost_table_has_units(full):
 def test_prose_keeps_line_breaks(full):
     frame = tables.score_frame(tables.labelled(full)).head(2)
     assert "pre-wrap" in tables.prose(frame).to_html()
+
+
+def test_forget_sets_in_numbers():
+    table = tables.forget_set_table(*forget_set_records("sust"), *forget_set_records("sust", "lora"))
+    assert len(table) == 2 * 4 * len(PRECISIONS)
+    second = table.loc[("npo_gdr full bf16", "sust_2", "rtn-int4-g128")]
+    assert second["documents"] == 50
+    assert second["VerbMem, to be forgotten ↓"] == "22.0 [12.0, 27.0]"
+    assert second["VerbMem, not yet asked for"] == "81.0 [71.0, 86.0]"
+    assert second["comes back"] == "yes"
+    last = table.loc[("npo_gdr lora fp32", "sust_4", "bf16")]
+    assert (last["VerbMem, not yet asked for"], last["comes back"]) == ("–", "")
+    frame = tables.forget_set_frame(*forget_set_records("sust"))
+    assert len(frame) == 3 * len(PRECISIONS) * (4 + 4 + 3), "models × precisions × (utility, forgotten, remaining)"
+    assert set(frame[frame["measure"] == "remaining"]["examples"]) == {80, 50, 30}

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qru import arms, audit, compress, forget_sets, models, pipeline, verdict
+from qru import arms, audit, compress, figures, forget_sets, models, pipeline, verdict
 from qru.config import FORGET_SETS, RunConfig, digest
 from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from qru.ops import QuantSpec
 from qru.parallel import threads
 from qru.unlearn import unlearn
+from tests.muse_folder import write_muse_folder
 from tests.synthetic import forget_set_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def test_unknown_kinds_stop_before_any_work(kinds, message, monkeypatch):
 
 
 def test_a_corpus_without_sets_says_what_it_has(monkeypatch):
-    monkeypatch.setattr("qru.arms.load_corpus", lambda *a, **k: small(sust={1: "a"}))
+    monkeypatch.setattr("qru.pipeline.load_corpus", lambda *a, **k: small(sust={1: "a"}))
     with pytest.raises(ValueError, match=r"has no forget sets scal_1.*it has all, sust_1\. Leave 'scal' out"):
         arms.run_forget_sets(scale="smoke")
 
@@ -247,6 +248,21 @@ def test_nested_sets_start_from_the_target_and_share_one_call(made, corpus):
         result(made.target, corpus, corpus.scal["forget_2"], RunConfig(**RUN)),
     )
     assert "scal_2" in found[1].extra["verdict"][0]
+
+
+def test_a_folder_in_the_layout_of_muse_brings_its_sets(made, corpus, tmp_path):
+    """MUSE's News: the first set is ``raw/forget``, and the others reach beyond it."""
+    news = {f"forget_{k}": [*corpus.raw["forget"], *corpus.raw["retain2"][: 3 * (k - 1)]] for k in (1, 2, 3, 4)}
+    folder = write_muse_folder(tmp_path / "mine", replace(corpus, scal=news, sust={}))
+    given = RUN | {"corpus": str(folder), "target": str(made.target), "retrained": str(made.retrained), "epochs": 1}
+    record = pipeline.run(**given, forget_set="scal_2")
+    about = record.extra["forget_set"]
+    assert about["documents"] == len(corpus.raw["forget"]) + 3
+    assert about["examples"] == {"forgotten": list(range(len(corpus.verbmem))), "remaining": []}
+    assert list(record.extra["parts"]["unlearned"]["bf16"]) == ["forgotten"]
+    assert len(figures.over_forget_sets(record, kind="scal").axes) == 2, "no passage remains to be asked for"
+    with pytest.raises(ValueError, match=r"'sust_1' does not exist in corpus .* which has all, scal_1, scal_2, scal_3"):
+        pipeline.run(**given, forget_set="sust_1")
 
 
 def test_another_text_in_a_set_is_another_run(made, corpus):
