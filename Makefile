@@ -13,7 +13,7 @@ CSRC := $(wildcard csrc/*)
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke paper paper-plan bench sanitize clean
+.PHONY: help install demo test lint format smoke paper paper-plan bench nightly sanitize clean
 
 help:  ## print this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -61,8 +61,13 @@ paper: $(INSTALLED)  ## every run without a record, then tables, figures and pap
 paper-plan: $(INSTALLED)  ## what `make paper` would run
 	$(BIN)/snakemake --snakefile paper/Snakefile --cores $(CORES) --config scale=$(SCALE) --dry-run
 
-bench: $(INSTALLED)  ## the kernel against eager PyTorch and torch.compile on this machine
-	$(BIN)/python -m qru.ops.bench
+bench: $(INSTALLED)  ## the kernel against what people run today and against this machine's limits (minutes; runs/bench.ipynb)
+	mkdir -p runs
+	$(BIN)/papermill --no-progress-bar notebooks/05_kernel.ipynb runs/bench.ipynb -p scale $(SCALE)
+	@echo "Open runs/bench.ipynb: $(BIN)/jupyter lab runs/bench.ipynb"
+
+nightly: $(INSTALLED)  ## ten thousand matrices and more, kernel against specification, on every instruction set (minutes)
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops
 
 sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh csrc/sanitize.sh $(BIN)/python

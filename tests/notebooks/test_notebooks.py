@@ -88,6 +88,9 @@ def test_help_offers_the_scales_and_corpora_that_there_are(path):
     given = "target" in shown  # the others know embedded models alone
     words = re.findall(r"[a-z]+", shown["scale"]["help"])
     assert [word for word in words if word in SCALES] == list(SCALES if given else models.SIZES)
+    if path.stem == "05_kernel":  # the only one without a corpus
+        assert "corpus" not in shown
+        return
     assert re.findall(r"[a-z]+", shown["corpus"]["help"])[:3] == [*registry.names()[:1], "or", *registry.names()[1:]]
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from qru.ops import QuantSpec
-from qru.ops.grid import BITS, SCALE_DTYPES, STEP_RULES
+from qru.ops.grid import BITS, SCALE_DTYPES, STEP_RULES, grid_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "ties", "sparse", "denormal", "wide", "large", "constant")
@@ -23,14 +23,22 @@ def specs(columns: int):
     )
 
 
-def weights(kind: str, shape: tuple[int, int], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """A finite weight of the given kind, (out, in)."""
+def weights(
+    kind: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    seed: int,
+    spec: QuantSpec = QuantSpec(),  # noqa: B008
+) -> torch.Tensor:
+    """A finite weight of the given kind, (out, in); the grid decides where its ties are."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(shape, generator=generator) * 0.02
     if kind == "normal":
         x = normal
-    elif kind == "ties":  # multiples of half a step of a power of two
-        x = torch.randint(-32, 33, shape, generator=generator) * 2.0**-6
+    elif kind == "ties":  # whole and half steps: the largest is the row's first, every other group's may be smaller
+        largest = round(2 * spec.denominator)
+        x = torch.randint(-largest, largest + 1, shape, generator=generator) * 2.0**-6
+        x[:, 0] = largest * 2.0**-6
     elif kind == "sparse":  # mostly signed zeros, whole groups of them
         keep = torch.rand(shape, generator=generator) < 0.05
         x = torch.where(keep, normal, torch.where(normal > 0, 0.0, -0.0))
@@ -52,3 +60,57 @@ def near(weight: torch.Tensor, seed: int) -> torch.Tensor:
     moved = torch.rand(weight.shape, generator=generator) < 0.2
     factor = 1 + torch.randn(weight.shape, generator=generator) * 2.0**-6
     return torch.where(moved, (weight.float() * factor).to(weight.dtype), weight)
+
+
+def features(weight: torch.Tensor, update: dict[str, torch.Tensor], spec: QuantSpec) -> set[str]:
+    """What is special about a problem, in words: to be counted, so that no kind of it goes missing unnoticed."""
+    scales, _ = grid_of(weight, spec)
+    steps = scales.double().repeat_interleave(weight.numel() // scales.numel()).view(weight.shape)
+    halves = (2 * weight.double() / steps).nan_to_num(0, 0, 0).round()
+    ties = (halves % 2 != 0) & (halves * steps == 2 * weight.double()) & (halves.abs() < 2 * spec.qmax)
+    small = (weight != 0) & (weight.abs().double() < torch.finfo(weight.dtype).smallest_normal)
+    zero = weight == 0
+    negative = weight.view({2: torch.int16, 4: torch.int32}[weight.element_size()]) < 0
+    rank = update["lora_A"].shape[0] if "lora_A" in update else None
+    holds = {
+        str(weight.dtype): True,
+        f"{spec.bits} bits": True,
+        "symmetric" if spec.symmetric else "asymmetric": True,
+        f"step {spec.step}": spec.symmetric,
+        f"scales in {spec.scale_dtype}": True,
+        {-1: "a group a row", "tensor": "a group a matrix"}.get(spec.group_size, "groups"): True,
+        "groups of one": spec.group_size == 1,
+        "groups that no vector fits": isinstance(spec.group_size, int)
+        and spec.group_size > 1
+        and spec.group_size % 8 > 0,
+        "exact ties": bool(ties.any()),
+        "exact ties, 8 bits": bool(ties.any()) and spec.bits == 8,
+        "zero groups": bool((scales == 0).any()),
+        "zero group beside others": bool((scales == 0).any() and (scales > 0).any()),
+        "denormal weights": bool(small.any()),
+        "denormal steps": bool(((scales > 0) & (scales < torch.finfo(torch.float32).smallest_normal)).any()),
+        "+0": bool((zero & ~negative).any()),
+        "-0": bool((zero & negative).any()),
+        "huge steps": bool((scales > 1e30).any()),
+        "tiny steps": bool(((scales > 0) & (scales < 1e-30)).any()),
+        "adapter": rank is not None,
+        "rank 1": rank == 1,
+        "rank 16 and more": rank is not None and rank >= 16,
+        "adapter in the weight's 16 bits": rank is not None and update["lora_A"].dtype != torch.float32,
+        "new weight": "new_weight" in update,
+        "no update": not update,
+    }
+    return {name for name, held in holds.items() if held}
+
+
+# Every feature that there is, so that a test can ask for all of them.
+FEATURES = frozenset(
+    [str(dtype) for dtype in DTYPES]
+    + [f"{bits} bits" for bits in BITS]
+    + [f"step {rule}" for rule in STEP_RULES]
+    + [f"scales in {name}" for name in SCALE_DTYPES]
+    + ["symmetric", "asymmetric", "groups", "a group a row", "a group a matrix", "groups of one"]
+    + ["groups that no vector fits", "exact ties", "exact ties, 8 bits", "zero groups", "zero group beside others"]
+    + ["denormal weights", "denormal steps", "+0", "-0", "huge steps", "tiny steps"]
+    + ["adapter", "rank 1", "rank 16 and more", "adapter in the weight's 16 bits", "new weight", "no update"]
+)

@@ -40,6 +40,7 @@ def test_asymmetric_by_hand():
 
 
 @built
+@pytest.mark.nightly
 @given(problem=problems(), isa=st.sampled_from(ISAS), threads=st.sampled_from([1, 2]))
 def test_equals_the_reference(problem, isa, threads):
     weight, update, spec = problem

@@ -1,6 +1,7 @@
 """merge_quantize against its specification, on every instruction set this machine has."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qru.ops import build_info, merge_quantize, merge_quantize_ref
-from tests.ops.matrices import DTYPES, KINDS, near, specs, weights
+from tests.ops.matrices import DTYPES, FEATURES, KINDS, features, near, specs, weights
 
 ISAS = build_info().get("isas", [])
 INTEGERS = ("weights", "moved", "crossed", "changed", "steps_moved", "zero_groups", "histogram")
@@ -53,8 +54,8 @@ def problems(draw):
     dtype = draw(st.sampled_from(DTYPES))
     kind = draw(st.sampled_from(KINDS))
     seed = draw(st.integers(0, 2**31))
-    weight = weights(kind, (rows, columns), dtype, seed)
     spec = draw(specs(columns))
+    weight = weights(kind, (rows, columns), dtype, seed, spec)
     mode = draw(st.sampled_from(["adapter", "adapter", "new_weight", "plain"]))
     update = {}
     if mode == "new_weight":
@@ -80,21 +81,38 @@ def outcome(run, *args, **options):
         return str(error)
 
 
-@given(problem=problems(), isa=st.sampled_from(ISAS), threads=st.sampled_from([1, 2]))
-def test_equals_the_reference(problem, isa, threads):
-    weight, update, spec = problem
-    want = outcome(merge_quantize_ref, weight, spec=spec, merged=True, **update)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QRU_ISA", isa)
+@pytest.mark.nightly
+@pytest.mark.parametrize("isa", ISAS)
+def test_equals_the_reference(isa, monkeypatch):
+    monkeypatch.setenv("QRU_ISA", isa)
+    seen = Counter()
+
+    @given(problem=problems(), threads=st.sampled_from([1, 2]))
+    def compare(problem, threads):
+        weight, update, spec = problem
+        seen["cases"] += 1
+        want = outcome(merge_quantize_ref, weight, spec=spec, merged=True, **update)
         got = outcome(merge_quantize, weight, spec=spec, merged=True, threads=threads, **update)
-    if isinstance(want, str):
-        assert got == want
-        return
-    assert_twins(got, want)
-    if weight.float().abs().max() < 1e15:  # above, squares overflow float32 in both, not always alike
-        assert_sums(got, want, weight, want.merged)
+        if isinstance(want, str):
+            assert got == want
+            seen["refused"] += 1
+            return
+        seen.update(features(weight, update, spec))
+        seen.update(field for field in ("crossed", "changed", "steps_moved") if getattr(want.stats, field))
+        assert_twins(got, want)
+        if weight.float().abs().max() < 1e15:  # above, squares overflow float32 in both, not always alike
+            assert_sums(got, want, weight, want.merged)
+
+    compare()
+    print(isa, dict(seen.most_common()))
+    # Each at least once in the few cases of CI (save the rarest), and at least in one of 500 of the many.
+    wanted = FEATURES | {"refused", "crossed", "changed", "steps_moved"}
+    if seen["cases"] < 1000:
+        wanted -= {"exact ties, 8 bits"}
+    assert {name: seen[name] for name in wanted if seen[name] < max(1, seen["cases"] // 500)} == {}
 
 
+@pytest.mark.nightly
 @given(problem=problems(), isa=st.sampled_from(ISAS), threads=st.integers(1, 3))
 def test_sums_do_not_depend_on_threads_or_instruction_set(problem, isa, threads):
     weight, update, spec = problem
