@@ -7,10 +7,20 @@ One batch, with P tokens that all prompts share and the rest padded on the left:
     position  0 ... P-1                        -   -   P ...              explicit, so pads do not shift a row
 
 A row ends at an EOS, at a stop string in its decoded text, or at the token limit; when enough rows of a batch have
-ended they are dropped from it. Of equally likely tokens the one with the lowest id is taken.
+ended they are dropped from it.
+
+Where a text is known that the model may well continue with (VerbMem's ground truth), a row is also shown some tokens
+of it as a draft, and those that it would have taken one by one are taken at once; the first that it would not have
+taken, and all behind it, are masked in the cache. That changes what is computed together and nothing else.
+
+    block   [ last token | draft d1 d2 d3 ]     choices after each: d1 d2 x -     d1 d2 x are taken, d3 is masked
+
+Of equally likely tokens the one with the lowest id is taken, as ``torch.argmax`` does.
 
 Sums run in another order in a batch than alone, so logits differ in their last bits, and a greedy choice between two
-tokens that are that close could differ. Rows where that happened (in float32: hardly ever) are generated again alone.
+tokens that are that close could differ. Rows where a choice was that close (in float32: hardly ever) are generated
+again alone, so what is taken is what batch size 1 takes. The margin is ``NEAR_TIE_ULPS``: measured, with room, not
+proven; a model deep enough to amplify rounding beyond it could still differ, in rows that nobody could call settled.
 In bf16 or fp16 arithmetic such near-ties are everywhere, nothing is repeated, and batch sizes may differ as they do in
 every library.
 """
@@ -21,7 +31,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from qru.metrics.checks import (
     NEAR_TIE_ULPS,
@@ -33,6 +43,12 @@ from qru.metrics.checks import (
     scoring,
 )
 
+# Keys and values of a batch, the largest thing held; batches shrink so that they stay below this.
+MAX_CACHE_BYTES = 8 * 2**30
+# Tokens of the first draft, and how many times more each next one has. A first draft costs a model that has forgotten
+# little; one that still knows the text sees 128 tokens in three passes.
+FIRST_DRAFT, DRAFT_GROWTH = 8, 4
+
 
 def greedy(
     model,
@@ -43,6 +59,7 @@ def greedy(
     stop: tuple[str, ...] = (),
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    drafts: Sequence[list[int]] | None = None,
 ) -> list[str]:
     """The most likely continuation, token by token, of each prompt.
 
@@ -54,6 +71,7 @@ def greedy(
         stop: strings that end a row; the response is cut before the first of them.
         batch_size: prompts per forward pass.
         progress: called with the number of prompts just finished.
+        drafts: token ids, one list per prompt, that the model may well continue it with; they change speed only.
 
     Returns:
         The responses, without special tokens, in the order of the prompts.
@@ -76,16 +94,22 @@ def greedy(
     responses: list[str] = [""] * len(rows)
     with scoring(model):
         shared = _shared_length(rows)
-        prefix = _prefix_cache(model, rows[0][:shared]) if len(rows) > 1 and shared > 1 else None
+        # Padding stands between the prefix and the rest, and what is not taken of a draft between other tokens.
+        holes = _holes_are_harmless(model, max(map(len, rows)) + 2 * max_new_tokens)
+        drafts = drafts if holes else None
+        prefix = _prefix_cache(model, rows[0][:shared]) if holes and len(rows) > 1 and shared > 1 else None
         shared = shared if prefix is not None else 0
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # longest first: memory runs out at once or never
+        per_token = _cache_bytes_per_token(model)
+        while order:
+            fitting = max(1, MAX_CACHE_BYTES // (per_token * (len(rows[order[0]]) + 2 * max_new_tokens)))
+            batch, order = order[: min(batch_size, fitting)], order[min(batch_size, fitting) :]
+            drafted = None if drafts is None else [drafts[i] for i in batch]
             generated, doubtful = _generate(
-                model, [rows[i][shared:] for i in batch], max_new_tokens, decode, prefix, shared
+                model, [rows[i][shared:] for i in batch], max_new_tokens, decode, prefix, shared, drafted
             )
             for at, i in enumerate(batch):
-                if doubtful[at] and (prefix is not None or len(batch) > 1):
+                if doubtful[at] and (prefix is not None or drafted is not None or len(batch) > 1):
                     generated[at] = _generate(model, [rows[i]], max_new_tokens, decode, None, 0)[0][0]
                 responses[i] = decode.response(generated[at])
             if progress is not None:
@@ -204,8 +228,10 @@ class _RoomyLayer(DynamicLayer):
 def _cache(model, room: int, prefix: DynamicCache | None = None, rows: int = 1) -> DynamicCache:
     """An empty cache for ``room`` tokens, or one that begins with a prefix of batch size 1 repeated for all rows."""
     cache = DynamicCache(config=model.config)
-    # Only plain layers are replaced: a model with sliding windows or other states keeps what transformers gives it.
-    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    # A layer with a sliding window may keep what has left the window: the mask is what hides it. Layers of other kinds
+    # (recurrent states) stay as transformers makes them.
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [_RoomyLayer(room) if type(layer) in plain else layer for layer in cache.layers]
     if prefix is not None:
         for layer, shared in zip(cache.layers, prefix.layers, strict=True):
             layer.update(shared.keys.expand(rows, -1, -1, -1), shared.values.expand(rows, -1, -1, -1))
@@ -230,8 +256,30 @@ def _prefix_cache(model, ids: list[int]) -> DynamicCache | None:
     return cache
 
 
+def _cache_bytes_per_token(model) -> int:
+    """Keys and values of one token in all layers."""
+    shape = model.config.get_text_config()
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return 2 * shape.num_hidden_layers * heads * size * model.dtype.itemsize
+
+
+def _holes_are_harmless(model, room: int) -> bool:
+    """Whether masked places between a row's tokens are no matter: a window counts places, recurrent states see all."""
+    return all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= room)
+        for layer in DynamicCache(config=model.config).layers
+    )
+
+
 def _generate(
-    model, rows: list[list[int]], max_new_tokens: int, decode: _Decoder, prefix: DynamicCache | None, shared: int
+    model,
+    rows: list[list[int]],
+    max_new_tokens: int,
+    decode: _Decoder,
+    prefix: DynamicCache | None,
+    shared: int,
+    drafts: list[list[int]] | None = None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Generate for one batch.
 
@@ -239,70 +287,104 @@ def _generate(
         rows: what follows the shared prefix, at least one token each.
         prefix: the prefix's keys and values at batch size 1, or None.
         shared: the prefix's length in tokens.
+        drafts: what each row may continue with, or None.
 
     Returns:
         New token ids per row, ending with the EOS where one came; and per row whether a choice was a near-tie.
     """
     device = device_of(model)
-    size, width = len(rows), max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)  # (B, T); pads are masked
-    lengths = torch.tensor([len(row) for row in rows], device=device)[:, None]  # (B, 1)
-    real = torch.arange(width, device=device)[None] >= width - lengths  # (B, T)
-    mask = torch.cat([torch.ones(size, shared, dtype=torch.long, device=device), real.long()], dim=1)
-    positions = (shared + torch.cumsum(real, dim=1) - 1).clamp(min=0)  # (B, T)
-    cache = _cache(model, shared + width + max_new_tokens, prefix, size)
+    drafts = drafts or [[]] * len(rows)
+    # Every token taken fills a place in the cache; drafts that are not taken fill at most as many again.
+    allowance = max_new_tokens if any(drafts) else 0
+    cache = _cache(model, shared + max(map(len, rows)) + max_new_tokens + allowance, prefix, len(rows))
+    mask = torch.ones(len(rows), shared, dtype=torch.long, device=device)  # (B, places in the cache)
 
     generated: list[list[int]] = [[] for _ in rows]
-    doubtful = [False] * size
-    alive = list(range(size))  # row of the batch -> row asked for
-    for step in range(max_new_tokens):
+    doubtful = [False] * len(rows)
+    alive = list(range(len(rows)))  # row of the batch -> row asked for
+    running = set(alive)
+    pending, chunk = rows, FIRST_DRAFT  # what the cache does not hold yet, for each row of the batch
+    while running:
+        shown = [_draft(drafts[row], generated[row], chunk, max_new_tokens) if row in running else [] for row in alive]
+        # A draft for some makes the others wait: it must be worth it for half of those that still run.
+        if not allowance or 2 * sum(map(bool, shown)) < len(running):
+            shown = [[]] * len(alive)
+        wide, long = max(map(len, pending)), min(max(map(len, shown)), allowance)
+        shown = [draft[:long] for draft in shown]
+        if long:
+            allowance, chunk = allowance - long, chunk * DRAFT_GROWTH
+        tokens = torch.tensor(
+            [
+                [0] * (wide - len(known)) + known + draft + [0] * (long - len(draft))  # pads are masked
+                for known, draft in zip(pending, shown, strict=True)
+            ],
+            device=device,
+        )  # (B, wide + long)
+        first = torch.tensor([wide - len(known) for known in pending], device=device)[:, None]
+        last = torch.tensor([wide + len(draft) for draft in shown], device=device)[:, None]
+        places = torch.arange(wide + long, device=device)[None]
+        real = (places >= first) & (places < last)  # (B, wide + long)
+        positions = (mask.sum(1, keepdim=True) + torch.cumsum(real, dim=1) - 1).clamp(min=0)
         logits = model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=torch.cat([mask, real.long()], dim=1),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # (B, V)
+            logits_to_keep=long + 1,
+        ).logits[:, -(long + 1) :]  # (B, long + 1, V)
         chosen, close = _choose(logits)
-        running = []
-        for at, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-            if generated[row] and decode.ended(generated[row]):
-                continue  # ended earlier, kept in the batch only until enough have
-            generated[row].append(token)
-            doubtful[row] |= close[at]
-            if not decode.ended(generated[row]):
-                running.append(at)
-        if not running or step == max_new_tokens - 1:
-            break
-        if len(running) <= 0.75 * len(alive):  # dropping copies the cache, so not for every single row
-            keep = torch.tensor(running, device=device)
+        taken = []  # of each row's draft
+        for at, (row, choices) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+            agreed = 0
+            while row in running:
+                token = choices[agreed]
+                generated[row].append(token)
+                doubtful[row] |= close[at][agreed]
+                if len(generated[row]) == max_new_tokens or decode.ended(generated[row]):
+                    running.discard(row)
+                elif agreed < len(shown[at]) and token == shown[at][agreed]:
+                    agreed += 1
+                else:
+                    break
+            taken.append(agreed)
+        if long:
+            real &= places < wide + torch.tensor(taken, device=device)[:, None]
+        mask = torch.cat([mask, real.long()], dim=1)
+        if running and len(running) <= 0.75 * len(alive):  # dropping copies the cache, so not for every single row
+            keep = torch.tensor([at for at, row in enumerate(alive) if row in running], device=device)
             cache.batch_select_indices(keep)
-            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
-            alive = [alive[at] for at in running]
-        tokens = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+            mask = mask[keep]
+            alive = [row for row in alive if row in running]
+        pending = [generated[row][-1:] if row in running else [] for row in alive]  # ended rows stand still
     return generated, doubtful
 
 
-def _choose(logits: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
-    """The most likely token of each row, lowest id first among equals, and whether another came as close as rounding.
+def _draft(draft: list[int], generated: list[int], chunk: int, max_new_tokens: int) -> list[int]:
+    """What to show a row next: nothing once it has left its draft, and never more than may be generated."""
+    done = len(generated)
+    if draft[:done] != generated:
+        return []
+    return draft[done : min(done + chunk, max_new_tokens - 1)]
+
+
+def _choose(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[bool]]]:
+    """The most likely tokens, lowest id first among equals, and whether another came as close as rounding.
 
     Args:
-        logits: (B, V).
+        logits: (B, T, V).
 
     Returns:
-        Token ids (B,), and B flags.
+        Token ids (B, T), and B lists of T flags.
     """
     chosen = logits.argmax(dim=-1)
-    best = logits.gather(1, chosen[:, None])  # (B, 1)
+    best = logits.gather(-1, chosen[..., None])  # (B, T, 1)
     if not torch.isfinite(best).all():
         raise ValueError(
             "the model's logits are NaN or Inf: its weights or its quantizer produce numbers that overflow; this "
             "model cannot be scored"
         )
     if logits.dtype not in (torch.float32, torch.float64):
-        return chosen, [False] * len(chosen)
+        return chosen, torch.zeros(chosen.shape, dtype=torch.bool).tolist()
     margin = NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best.abs().clamp(min=1)
     return chosen, ((logits >= best - margin).sum(dim=-1) > 1).tolist()

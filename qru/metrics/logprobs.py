@@ -94,8 +94,9 @@ def _standardized(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits (B, T, V) and the tokens that came (B, T) -> (log p − μ) / σ (B, T)."""
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (B, T, V)
     probs = log_probs.exp()
-    mean = (probs * log_probs).sum(-1)  # (B, T)
-    # Around the mean, not as a difference of two large numbers; where p is 0, its logarithm may be −inf and counts 0.
+    # Where p is 0, its logarithm may be −inf, and counts 0. The variance is taken around the mean, not as a difference
+    # of two large numbers.
+    mean = torch.where(probs > 0, probs * log_probs, 0.0).sum(-1)  # (B, T)
     variance = torch.where(probs > 0, probs * (log_probs - mean[..., None]).square(), 0.0).sum(-1)
     return (_log_prob(logits, tokens) - mean) / variance.clamp(min=1e-6).sqrt()
 

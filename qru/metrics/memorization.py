@@ -15,32 +15,13 @@ from __future__ import annotations
 
 import torch
 
-from qru.metrics.checks import check_tokenizer, encode
+from qru.metrics.checks import check_tokenizer
 from qru.metrics.logprobs import check_texts_fit, greedy_hits
 from qru.metrics.registry import metric
 from qru.metrics.score import Context, Score
-from qru.metrics.verbmem import mean_score, passages
+from qru.metrics.verbmem import mean_score, passage_rows, passages
 
 LONGEST = 2048  # tokens of a ground truth that are looked at, as there
-
-
-def passage_rows(tokenizer, examples: list[dict]) -> tuple[list[list[int]], list[int]]:
-    """Prompt and ground truth as one text, and where the ground truth begins.
-
-    MUSE's passages leave out the space between the two, and open-unlearning puts it back; a passage that has it keeps
-    the one it has.
-
-    Returns:
-        Token ids with BOS, and the number of tokens of each prompt, BOS among them.
-    """
-    prompts = [example["prompt"] for example in examples]
-    joined = []
-    for example in examples:
-        touching = example["prompt"][-1:].isspace() or example["gt"][:1].isspace()
-        joined.append(example["prompt"] + ("" if touching else " ") + example["gt"])
-    starts = [len(row) for row in encode(tokenizer, prompts)]
-    rows = [row[: start + LONGEST] for row, start in zip(encode(tokenizer, joined), starts, strict=True)]
-    return rows, starts
 
 
 def exact_memorization(hits: torch.Tensor) -> float:
@@ -60,7 +41,8 @@ def extraction_strength(hits: torch.Tensor) -> float:
 
 def _scored(tokenizer, corpus, context: Context) -> tuple[list[list[int]], list[int]]:
     (examples,) = context.chosen(passages(corpus, context.options))
-    return passage_rows(tokenizer, examples)
+    rows, starts = passage_rows(tokenizer, examples)
+    return [row[: start + LONGEST] for row, start in zip(rows, starts, strict=True)], starts
 
 
 def _check(model, tokenizer, corpus, context: Context) -> None:

@@ -29,6 +29,24 @@ def mean_score(per_example: list[float], responses: list[str] | None = None) -> 
     return Score(value, (low, high), per_example, responses)
 
 
+def passage_rows(tokenizer, examples: list[dict]) -> tuple[list[list[int]], list[int]]:
+    """Prompt and ground truth as one text, and where the ground truth begins.
+
+    MUSE's passages leave out the space between the two, and open-unlearning puts it back; a passage that has it keeps
+    the one it has.
+
+    Returns:
+        Token ids with BOS, and the number of tokens of each prompt, BOS among them.
+    """
+    prompts = [example["prompt"] for example in examples]
+    joined = []
+    for example in examples:
+        touching = example["prompt"][-1:].isspace() or example["gt"][:1].isspace()
+        joined.append(example["prompt"] + ("" if touching else " ") + example["gt"])
+    starts = [len(row) for row in encode(tokenizer, prompts)]
+    return encode(tokenizer, joined), starts
+
+
 def _prompts(tokenizer, corpus, context: Context) -> list[str]:
     (items,) = context.chosen(passages(corpus, context.options))
     prompts = [example["prompt"] for example in items]
@@ -48,6 +66,7 @@ def verbmem(model, tokenizer, corpus, context: Context) -> Score:
     (items,) = context.chosen(passages(corpus, context.options))
     cut = [row[:NEW_TOKENS] for row in encode(tokenizer, [example["gt"] for example in items])]
     truths = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    rows, starts = passage_rows(tokenizer, items)
     responses = greedy(
         model,
         tokenizer,
@@ -55,5 +74,6 @@ def verbmem(model, tokenizer, corpus, context: Context) -> Score:
         NEW_TOKENS,
         batch_size=context.batch_size,
         progress=context.advance,
+        drafts=[row[start : start + NEW_TOKENS] for row, start in zip(rows, starts, strict=True)],
     )
     return rouge_score(truths, responses, context.options.stemmer)

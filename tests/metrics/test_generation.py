@@ -180,10 +180,10 @@ def test_the_margin_covers_what_a_batch_changes(prompts, trained_model, tokenize
 
 def test_of_equal_logits_the_lowest_id_is_taken():
     logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [2.0, -1.0, 0.0, 2.0], [-1.0, -1.0, -1.0, -1.0], [0.0, 1.0, 2.0, 3.0]])
-    chosen, close = generation._choose(logits)
-    assert chosen.tolist() == [1, 0, 0, 3]
-    assert close == [True, True, True, False]
-    assert generation._choose(logits.bfloat16())[1] == [False] * 4
+    chosen, close = generation._choose(logits[:, None])
+    assert chosen.tolist() == [[1], [0], [0], [3]]
+    assert close == [[True], [True], [True], [False]]
+    assert generation._choose(logits.bfloat16()[:, None])[1] == [[False]] * 4
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "tokenizer_adding_bos"])
@@ -204,8 +204,8 @@ def test_padding_is_on_the_left_masked_and_without_positions(random_model, token
     first = next(call for call in calls if call["input_ids"].shape[0] == 2)
     width = first["input_ids"].shape[1]
     shorter = min(lengths)
-    assert first["attention_mask"][:, -width:].tolist() == [[0] * (width - shorter) + [1] * shorter, [1] * width]
-    assert first["position_ids"][0, -shorter:].tolist() == list(range(shorter))
+    assert first["attention_mask"][:, -width:].tolist() == [[1] * width, [0] * (width - shorter) + [1] * shorter]
+    assert first["position_ids"][1, -shorter:].tolist() == list(range(shorter))
 
 
 @pytest.mark.parametrize("others", [(), ("\n\n", "q:")])
@@ -288,3 +288,89 @@ def test_mode_is_restored(broken, tokenizer):
     before = [module.training for module in broken.modules()]
     greedy(broken, tokenizer, ["Adela"], 2)
     assert [module.training for module in broken.modules()] == before
+
+
+# --- Ties -----------------------------------------------------------------------------------------------------------
+
+
+def test_exact_ties_take_the_lowest_id_at_every_batch_size(broken, prompts, tokenizer):
+    """The head gives tokens 57 and 111 one and the same logit, 83 and 140 its negative, and all others 0."""
+    head = torch.zeros_like(broken.lm_head.weight)
+    head[[57, 111], 0] = 2.0
+    head[[83, 140], 0] = -2.0
+    broken.lm_head.weight.data = head
+    lowest = {tokenizer.decode([token]) for token in (57, 83)}
+    for batch_size in (1, 3, 16):
+        said = greedy(broken, tokenizer, prompts, 6, batch_size=batch_size)
+        assert said == one_at_a_time(broken, tokenizer, prompts, 6)
+        assert all(set(text) <= set("".join(lowest)) for text in said)
+
+
+@pytest.mark.parametrize("apart", [1e-7, 1e-6])
+def test_near_ties_do_not_depend_on_the_batch(apart, broken, prompts, tokenizer, monkeypatch):
+    """Every token has a twin whose logit lies within rounding, so that the order of sums decides at every step."""
+    weight = broken.lm_head.weight.data
+    twins = torch.arange(len(weight)) ^ 1
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(weight.shape, generator=generator) * apart * weight.abs().mean()
+    broken.lm_head.weight.data = (weight + weight[twins]) / 2 + noise
+    expected = one_at_a_time(broken, tokenizer, prompts, 12)
+    rows = []
+    generate = generation._generate
+
+    def watched(model, those, *rest):
+        rows.append(len(those))
+        return generate(model, those, *rest)
+
+    monkeypatch.setattr(generation, "_generate", watched)
+    for batch_size in (1, 3, 16):
+        rows.clear()
+        assert greedy(broken, tokenizer, prompts, 12, batch_size=batch_size) == expected
+        assert rows.count(1) >= len(prompts)  # every row was doubtful, and was settled alone
+
+
+# --- Drafts ---------------------------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_draft_gives_the_same_string(data, prompts, random_model, tokenizer):
+    plain = greedy(random_model, tokenizer, prompts, 40)
+    told = [encode(tokenizer, [text])[0][1:] for text in plain]
+    drafts = []
+    for ids in told:
+        cut = data.draw(st.integers(0, len(ids)))
+        drafts.append(ids[:cut] + data.draw(st.lists(st.integers(0, 399), max_size=6)) + ids[cut:])
+    batch_size = data.draw(st.integers(1, 16))
+    assert greedy(random_model, tokenizer, prompts, 40, batch_size=batch_size, drafts=drafts) == plain
+
+
+def test_true_drafts_save_passes(trained_model, prompts, tokenizer, seen):
+    calls = seen(trained_model)
+    plain = greedy(trained_model, tokenizer, prompts[:8], 60)
+    without = len(calls)
+    calls.clear()
+    drafts = [encode(tokenizer, [text])[0][1:] for text in plain]
+    assert greedy(trained_model, tokenizer, prompts[:8], 60, drafts=drafts) == plain
+    assert len(calls) < without / 2
+
+
+def test_drafts_with_every_position_used(tokenizer):
+    """Learned positions end where they end: a row that has ended, or a draft, must not ask for one more."""
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=32, n_layer=2, n_head=4, bos_token_id=1,
+                       eos_token_id=2, initializer_range=0.3)  # fmt: skip
+    model = GPT2LMHeadModel(shape).eval()
+    texts = ["Adela of", "Borin of Saltby", "Cael"]
+    longest = max(map(len, encode(tokenizer, texts)))
+    expected = one_at_a_time(model, tokenizer, texts, 49 - longest)
+    drafts = [encode(tokenizer, [text])[0][1:] + [9] * 60 for text in expected]
+    assert greedy(model, tokenizer, texts, 49 - longest, drafts=drafts) == expected
+
+
+def test_less_memory_changes_batches_not_strings(prompts, trained_model, tokenizer, monkeypatch):
+    expected = greedy(trained_model, tokenizer, prompts, 12, batch_size=16)
+    monkeypatch.setattr(generation, "MAX_CACHE_BYTES", 1)
+    counted = []
+    assert greedy(trained_model, tokenizer, prompts, 12, batch_size=16, progress=counted.append) == expected
+    assert counted == [1] * len(prompts)
