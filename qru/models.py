@@ -76,6 +76,15 @@ TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
 BASE_FIELDS = tuple(f.name for f in fields(Sizes) if not f.name.startswith("tune_"))
 
 
+CONTEXT = {scale: size.context for scale, size in SIZES.items()} | {"muse": 2048}  # muse: the papers' chunks
+
+
+def context(model: torch.nn.Module, scale: str) -> int:
+    """Longest training row of a model at a scale, in tokens."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(CONTEXT[scale], positions or CONTEXT[scale])
+
+
 def sizes(scale: str) -> Sizes:
     if scale not in SIZES:
         raise unknown("scale with embedded models", scale, SIZES)
@@ -641,7 +650,7 @@ def place(model: torch.nn.Module, config: RunConfig) -> None:
     master = config.adapter == "full" and config.weights == "fp32"
     dtype = torch.float32 if device.type == "cpu" or master else torch.bfloat16
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device, dtype)
+        parameter.data = parameter.data.to(dtype)
     model.to(device)
 
 

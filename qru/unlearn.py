@@ -139,7 +139,7 @@ def unlearn(
     forget_name, retain_name = parse_method(config.method)
     forget_term = forget_terms[forget_name]
     retain_term = retain_terms[retain_name] if retain_name else None
-    context = model.config.max_position_embeddings
+    context = models.context(model, config.scale)
     forget = models.rows(corpus.raw["forget"], tokenizer, context)
     retain = models.rows(corpus.raw["retain1"], tokenizer, context)
     if not forget or (retain_term and not retain):

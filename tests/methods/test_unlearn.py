@@ -137,6 +137,91 @@ def test_the_goal_stops_training(made, corpus, tokenizer):
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("mirrored", [True, False], ids=["fp32 tensors of bf16 values", "bf16 tensors"])
+def test_the_bf16_arm_steps_as_adamw_does_on_bf16_tensors(mirrored):
+    """On a CPU the arm's weights are mirrored in fp32, on a GPU they are bf16: plain AdamW on bf16, to the bit."""
+    torch.manual_seed(0)
+    start = [torch.randn(7, 5).bfloat16(), torch.randn(11).bfloat16()]
+    plain = [torch.nn.Parameter(value.clone()) for value in start]
+    ours = [torch.nn.Parameter(value.float() if mirrored else value.clone()) for value in start]
+    known = torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.0, foreach=False)
+    optimizer = models.StoredBf16AdamW(ours, lr=1e-3)
+    for _ in range(20):
+        for a, b in zip(plain, ours, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.to(b.dtype)
+        known.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in (*ours, *optimizer.stored))
+    for a, b, before in zip(plain, ours, start, strict=True):
+        assert torch.equal(a, b.detach().bfloat16())
+        assert torch.equal(b.detach(), b.detach().bfloat16().to(b.dtype))
+        assert not torch.equal(a, before)
+    if not mirrored:
+        assert [s.data_ptr() for s in optimizer.stored] == [p.data_ptr() for p in ours]
+
+
+@pytest.mark.parametrize(("adapter", "weights"), [("full", "fp32"), ("full", "bf16"), ("lora", "fp32")])
+def test_on_a_gpu_only_an_fp32_master_is_held_in_fp32(adapter, weights, made, monkeypatch):
+    """Shown on the device without memory: types are all that matters here, and rotary frequencies stay exact."""
+    monkeypatch.setattr(loop, "device", lambda: torch.device("meta"))
+    target, _ = models.load(made.target, device="cpu")
+    models.place(target, config(adapter=adapter, weights=weights))
+    master = (adapter, weights) == ("full", "fp32")
+    assert {p.dtype for p in target.parameters()} == {torch.float32 if master else torch.bfloat16}
+    assert {b.dtype for b in target.buffers()} == {torch.float32}
+    assert {t.device.type for t in (*target.parameters(), *target.buffers())} == {"meta"}
+
+
+@pytest.mark.parametrize(("adapter", "weights"), [("full", "bf16"), ("lora", "fp32")])
+def test_gradient_checkpointing_changes_no_bit(adapter, weights, made, corpus, tokenizer, monkeypatch):
+    """Without gradients into the first layer nothing under it would train: lora_B would stay zero."""
+    settings = config(method="npo_klr", adapter=adapter, weights=weights, epochs=1)
+    llama = models.load(made.target)[0].model.layers[0].mlp.__class__
+    passes = []
+    monkeypatch.setattr(llama, "forward", lambda self, x, forward=llama.forward: passes.append(1) or forward(self, x))
+    states, counts = [], []
+    for recomputed in (False, True):
+        passes.clear()
+        trained, history = unlearned(made, corpus, tokenizer, settings, gradient_checkpointing=recomputed)
+        states.append((trained.state_dict(), [row["loss"] for row in history]))
+        counts.append(len(passes))
+    assert counts[1] > counts[0]  # or nothing was recomputed
+    assert states[0][1] == states[1][1]
+    for name, value in states[0][0].items():
+        assert torch.equal(states[1][0][name], value), name
+        if "lora_B" in name:
+            assert value.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("method", ["npo_klr", "ga_gdr"])
+def test_what_is_computed_at_once_does_not_change_the_losses(method, made, corpus, tokenizer, monkeypatch):
+    monkeypatch.setattr(loop, "compute_precision", lambda device: "fp32")
+    settings = config(method=method, weights="fp32", learning_rate=1e-4, batch_size=5, epochs=1)
+    histories = [unlearned(made, corpus, tokenizer, settings, at_once=n)[1] for n in (None, 1, 2)]
+    for name in ("loss", "forget", "retain"):
+        whole, *others = ([row[name] for row in history] for history in histories)
+        for other in others:
+            assert other == pytest.approx(whole, rel=1e-3, abs=1e-5)  # fp32 sums in another order
+
+
+def test_only_a_divergence_needs_a_second_copy(made, corpus, tokenizer):
+    """NPO's reference is read off the model before its first step."""
+    copies = []
+
+    def frozen():
+        copies.append(1)
+        return models.load(made.target)[0]
+
+    for method, adapter, needed in (("npo_gdr", "full", 0), ("npo_klr", "full", 1), ("npo_klr", "lora", 0)):
+        copies.clear()
+        target, _ = models.load(made.target)
+        settings = config(method=method, adapter=adapter, epochs=1, batch_size=12)
+        unlearn(target, tokenizer, corpus, settings, frozen=frozen)
+        assert len(copies) == needed, (method, adapter)
+
+
 def test_stored_bf16_weights_have_a_dead_zone():
     """A weight of 1 moves by no step under half its spacing, 2^-8; a small weight does, and an fp32 master always."""
     weights = torch.tensor([1.0, 2.0**-12])
