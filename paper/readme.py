@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from qru import figures, records
+from qru import budget, figures, records
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
@@ -46,6 +46,7 @@ def main() -> None:
     verdict = "\n".join("> " + line + "  " for record in found for line in record.extra["verdict"])
     page = block("verdict", verdict, page)
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
+    page = block("budget", budget.table(), page)
     README.write_text(page)
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")
 

@@ -25,6 +25,9 @@ from qru.quantizers import Update, load_quantizer
 from qru.records import Record, locked, say
 from qru.unlearn import unlearn
 
+# Sequences of a model of billions of weights that are scored together: keys and values of 32 fit beside it on one GPU.
+SCORED_AT_ONCE, BILLIONS = 32, 1e9
+
 
 class Clock:
     """Seconds and peak memory of each stage, kept in a file so that a resumed run still knows what was done before."""
@@ -298,16 +301,15 @@ def _run(job: Job) -> None:
         # One model is scored, with one quantizer after the other; what they start from waits in bf16 on the CPU.
         before, found = _before_and_updates(config, made.target, folder, start == made.target)
         model, tokenizer = models.load(folder / "model")
-        options = Options(chat_template=config.chat_template)
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
             if not file.is_file():
                 with clock.stage(f"score {precision}"):
                     say(f"scoring {label}: {precision}")
-                    answers = evaluate(
-                        model, tokenizer, corpus, retrained=reference, metrics=corpus.measurable, examples=reported,
-                        options=options, progress=False,
+                    answers = _evaluate(
+                        model, tokenizer, corpus, config.chat_template,
+                        retrained=reference, metrics=corpus.measurable, examples=reported,
                     )  # fmt: skip
                     records.write_json(file, {name: answer.to_dict() for name, answer in answers.items()})
             return records.read_json(file)
@@ -439,12 +441,17 @@ def _score_baseline(
         unchanged = {name: Update(new_weight=weight) for name, weight in before.items()}
         compress.quantize_layers(model, before, unchanged, load_quantizer(quantizer))
     say(f"scoring {role}: {quantizer or 'bf16'}")
-    reference, options = _privleak_reference(made, corpus), Options(chat_template=chat_template)
-    scores = evaluate(
-        model, tokenizer, corpus, retrained=reference, metrics=corpus.measurable, options=options, progress=False
-    )
+    reference = _privleak_reference(made, corpus)
+    scores = _evaluate(model, tokenizer, corpus, chat_template, retrained=reference, metrics=corpus.measurable)
     file = _baseline_file(role, corpus, quantizer, made, chat_template)
     records.write_json(file, {name: score.to_dict() for name, score in scores.items()})
+
+
+def _evaluate(model, tokenizer, corpus: Corpus, chat_template: bool, **what) -> dict:
+    """``evaluate`` as every stage of a run calls it; ``what``: its reference, metrics and examples."""
+    if sum(parameter.numel() for parameter in model.parameters()) >= BILLIONS:
+        what["batch_size"] = SCORED_AT_ONCE
+    return evaluate(model, tokenizer, corpus, options=Options(chat_template=chat_template), progress=False, **what)
 
 
 def _privleak_reference(made: models.Checkpoints, corpus: Corpus) -> dict[str, list[float]] | None:
@@ -473,10 +480,9 @@ def _unlearn(config, corpus, reader: Path, start: Path, folder: Path, label: str
             stopping, _ = forget_halves(corpus)
 
             def forget_score(model: torch.nn.Module) -> dict[str, float]:
-                found = evaluate(
-                    model, tokenizer, corpus, metrics=tuple(stopping), examples=stopping,
-                    options=Options(chat_template=config.chat_template), progress=False,
-                )  # fmt: skip
+                found = _evaluate(
+                    model, tokenizer, corpus, config.chat_template, metrics=tuple(stopping), examples=stopping
+                )
                 return {name: score.value for name, score in found.items()}
 
             trained, history = unlearn(
