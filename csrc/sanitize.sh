@@ -15,7 +15,8 @@ cmake -S "$root/csrc" -B "$build" -G Ninja -DQRU_SANITIZE=address,undefined -DQR
   -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
   -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$build/out"
 cmake --build "$build"
-[ $# -gt 0 ] || set -- tests/ops/test_merge_quantize.py tests/ops/test_pack.py tests/ops/test_bad_input.py
+[ $# -gt 0 ] || set -- tests/ops/test_merge_quantize.py tests/ops/test_merge_dequantize.py tests/ops/test_ties.py \
+  tests/ops/test_pack.py tests/ops/test_bad_input.py
 cd "$root"
 # Leaks are Python's and torch's own; everything else stops the run.
 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libstdc++.so)" \

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qru.ops import QuantSpec, merge_quantize, pack, quantize_ref, unpack
+from qru.ops import QuantSpec, build_info, merge_quantize, pack, quantize_ref, unpack
 from qru.ops.grid import BITS
 from qru.ops.pack import packed_width
 from tests.ops.matrices import weights
@@ -37,23 +37,61 @@ def test_first_nibble_is_the_lowest():
     assert pack(codes, 4).item() & 0xFFFFFFFF == 0x900000F0
 
 
+@pytest.mark.parametrize("isa", build_info().get("isas", ["reference"]))
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_codes_are_compressed_tensors_codes(bits, dtype):
-    """On the step rule both know, 2^(N-1)-1/2, with its quantizer given our float32 steps."""
+@pytest.mark.parametrize("group", [32, -1])
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_checkpoint_is_compressed_tensors_checkpoint(isa, bits, group, kind, dtype, monkeypatch):
+    """Steps, codes and words from its own observer, quantizer and packer, of the weight after an adapter's merge.
+
+    The step rule that both know is 2^(N-1)-1/2. Its quantizer divides in the weight's type; ours always in float32,
+    so it is given float32.
+    """
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams
+
+    if isa != "reference":
+        monkeypatch.setenv("QRU_ISA", isa)
+    spec = QuantSpec(bits=bits, group_size=group, step="2^(N-1)-1/2")
+    weight = weights(kind, (19, 192), dtype, 0, spec)
+    generator = torch.Generator().manual_seed(1)
+    lora_A, lora_B = torch.randn(3, 192, generator=generator) * 0.01, torch.randn(19, 3, generator=generator) * 0.01
+    if kind == "ties":
+        lora_A *= 0  # a merge would move weights off their ties
+    out = merge_quantize(weight, lora_A, lora_B, spec=spec, merged=True)
+    after = out.merged.float()
+
+    strategy = {"strategy": "group", "group_size": 32} if group == 32 else {"strategy": "channel"}
+    args = QuantizationArgs(num_bits=bits, type="int", symmetric=True, **strategy)
+    groups = after.view(19, -1, 192 if group == -1 else group)
+    scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+    assert torch.equal(out.scales, scales)
+    assert torch.equal(out.codes, quantize(after, scales, zeros, args, dtype=torch.int8))
+    state = {"weight": after, "weight_scale": scales, "weight_zero_point": zeros}
+    stored = PackedQuantizationCompressor.compress(state, QuantizationScheme(targets=["Linear"], weights=args))
+    assert torch.equal(out.packed, stored["weight_packed"])
+    assert out.packed.dtype == stored["weight_packed"].dtype == torch.int32
+    assert out.shape == tuple(stored["weight_shape"].tolist())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_steps_stored_in_bfloat16_are_compressed_tensors_steps(bits):
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import quantize
     from compressed_tensors.quantization.utils.helpers import calculate_qparams
 
-    spec = QuantSpec(bits=bits, group_size=32, step="2^(N-1)-1/2")
-    weight = weights("normal", (16, 128), dtype, 0).float()
+    weight = weights("normal", (16, 128), torch.bfloat16, 0)
+    spec = QuantSpec(bits=bits, group_size=32, step="2^(N-1)-1/2", scale_dtype="bfloat16")
     out = merge_quantize(weight, spec=spec)
     args = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="group", group_size=32)
     groups = weight.view(16, -1, 32)
     scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
-    assert torch.equal(out.scales, scales)
-    codes = quantize(weight, scales, zeros, args, dtype=torch.int8)
-    assert torch.equal(out.codes, codes)
+    assert scales.dtype == torch.bfloat16
+    assert torch.equal(out.scales, scales.float())
+    codes = quantize(weight.float(), scales.float(), zeros, args, dtype=torch.int8)
     assert torch.equal(out.packed, compressed.pack_to_int32(codes, bits))
 
 
