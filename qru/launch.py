@@ -12,6 +12,7 @@ environment, and the run's key does not depend on it.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -85,6 +86,9 @@ def train(config: RunConfig, folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {LAUNCHED_BY: str(os.getpid()), FAILURE: str(failure)}
     environment.setdefault("OMP_NUM_THREADS", "1")
+    if torch.cuda.is_initialized():  # what was scored here leaves memory behind that the first GPU's process needs
+        gc.collect()
+        torch.cuda.empty_cache()
     records.say(f"training by {count} processes")
     process = subprocess.Popen([*command, "-m", "qru.train", str(job)], env=environment, stdout=2)
     try:

@@ -65,6 +65,13 @@ def compute_precision(device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
+def computed_as() -> str:
+    """What the bits of a trained model depend on, of the machine: the precision, and the device if it is no CPU."""
+    where = device()
+    precision = compute_precision(where)
+    return precision if where.type == "cpu" else f"{where.type} {precision}"
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """The context that losses are computed in."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_precision(device) == "bf16")
@@ -109,7 +116,7 @@ def _restore(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a half-written pickle raises: the work is redone, not lost silently
         log.warning("checkpoint %s cannot be read (%s); starting this stage again.", path, error)
         return None

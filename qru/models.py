@@ -328,7 +328,7 @@ def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str) -> st
         "sizes": {name: size[name] for name in matter},
         "shaped_by": shaped_by,
         "torch": torch.__version__.split("+")[0],
-        "compute": loop.compute_precision(torch.device("cpu")),
+        "compute": loop.computed_as(),
     }
     return f"{stage}-{scale}-{digest(shape)[:12]}"
 

@@ -240,3 +240,19 @@ def test_parameters_are_read_as_papermill_reads_them():
     for text in ("npo_klr", "1e-4", "7", "-3.5", "True", "False", "None", "books", "1.", "rtn-int4-g128,rtn-int8-g128"):
         assert train.value(text) == papermill._resolve_type(text)
         assert type(train.value(text)) is type(papermill._resolve_type(text))
+
+
+def test_a_process_leaves_with_the_one_that_wants_its_result():
+    """The notebook is no parent of the processes: torchrun stands between them."""
+    wanting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    program = "import sys, time; from qru import parallel; parallel.leave_with(int(sys.argv[1])); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{program}; time.sleep(100)", str(wanting.pid)]
+    working = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert working.stdout.readline() == "1\n"
+        wanting.kill()
+        wanting.wait()
+        assert working.wait(timeout=30) == 1
+    finally:
+        working.kill()
+        working.communicate()
