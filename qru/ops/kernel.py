@@ -18,6 +18,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/gr
 COUNTS = ("crossed", "changed", "moved", "steps_moved", "zero_groups")
 SUMS = ("predicted", "sum_dw2", "sum_q_dw", "sum_q2")
 FAULTS = ("non_finite_row", "step_overflow_row")  # -1: none
+OUTPUTS = ("packed", "packed_stride", "scales", "zeros", "merged", "counts", "sums", "dequantized")
 PRECISIONS = {"exact": 0, "tensor-core": 1}  # csrc/merge_quantize.h: Precision
 
 
@@ -47,6 +48,7 @@ def merge_quantize_op(
         packed, scales, zeros (empty when symmetric), merged (empty unless asked for), counts int64 (COUNTS, histogram,
         FAULTS), sums float64 (SUMS).
     """
+    weight, new_weight = _aligned(weight), _aligned(new_weight)
     grid = QuantSpec.parse(spec)
     packed, scales, zeros, after, counts, sums = _outputs(weight, grid, merged)
     outputs = {
@@ -58,7 +60,9 @@ def merge_quantize_op(
         "counts": counts.data_ptr(),
         "sums": sums.data_ptr(),
     }
-    _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, counts[-2:])
+    _launch(
+        problem_of(weight, lora_A, lora_B, new_weight, scaling, grid, precision, outputs), weight, threads, counts[-2:]
+    )
     return packed, scales, zeros, after, counts, sums
 
 
@@ -83,10 +87,10 @@ def merge_dequantize_op(
     Returns:
         dequantized (out, in) in the weight's dtype, faults int64 (FAULTS).
     """
+    weight, new_weight = _aligned(weight), _aligned(new_weight)
     dequantized, faults = torch.empty_like(weight), weight.new_zeros(len(FAULTS), dtype=torch.int64)
-    outputs = {"dequantized": dequantized.data_ptr()}
-    grid = QuantSpec.parse(spec)
-    _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, faults)
+    grid, outputs = QuantSpec.parse(spec), {"dequantized": dequantized.data_ptr()}
+    _launch(problem_of(weight, lora_A, lora_B, new_weight, scaling, grid, precision, outputs), weight, threads, faults)
     return dequantized, faults
 
 
@@ -95,22 +99,14 @@ def _(weight, lora_A, lora_B, new_weight, scaling, spec, precision, threads):
     return torch.empty_like(weight), weight.new_empty(len(FAULTS), dtype=torch.int64)
 
 
-# Addresses a launch may do without: 0 for an output nobody wants.
-OUTPUTS = ("packed", "packed_stride", "scales", "zeros", "merged", "counts", "sums", "dequantized")
-
-
-def _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, threads, outputs, faults):
-    """Fill the outputs given by address, and ``faults`` (2,)."""
-    on_cuda = weight.device.type == "cuda"
-    if on_cuda:
-        weight, new_weight = _aligned(weight), _aligned(new_weight)
-    per_tensor = grid.group_size == "tensor"
-    problem = {
+def problem_of(weight, lora_A, lora_B, new_weight, scaling, grid, precision, outputs) -> dict:
+    """The launch as csrc/merge_quantize.h has it: sizes, types and addresses; 0 for an output that is not wanted."""
+    return {
         "rows": weight.shape[0],
         "columns": weight.shape[1],
         "rank": 0 if lora_A is None else lora_A.shape[0],
         "group": group_width(tuple(weight.shape), grid),
-        "per_tensor": per_tensor,
+        "per_tensor": grid.group_size == "tensor",
         "bits": grid.bits,
         "symmetric": grid.symmetric,
         "denominator": grid.denominator,
@@ -127,11 +123,15 @@ def _launch(weight, lora_A, lora_B, new_weight, scaling, grid, precision, thread
         **dict.fromkeys(OUTPUTS, 0),
         **outputs,
     }
-    if on_cuda:
+
+
+def _launch(problem, weight, threads, faults):
+    """Fill the problem's outputs, and ``faults`` (2,)."""
+    if weight.device.type == "cuda":
         _launch_cuda(problem, weight, faults)
         return
     scratch = None  # alive until the launch is over
-    if per_tensor and lora_A is not None and not problem["merged"]:
+    if problem["per_tensor"] and problem["rank"] and not problem["merged"]:
         # One grid per matrix needs two passes: the first leaves the merged weight for the second.
         scratch = torch.empty_like(weight)
         problem["merged"] = scratch.data_ptr()
@@ -186,8 +186,9 @@ def _launch_cuda(problem, weight, faults):
 
 
 def _aligned(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, or a copy where a view starts off the 16 bytes that vector loads need."""
-    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
+    """The tensor, or a copy where a view starts off the 16 bytes that vector loads on a GPU need."""
+    fits = tensor is None or tensor.device.type != "cuda" or tensor.data_ptr() % 16 == 0
+    return tensor if fits else tensor.clone()
 
 
 def _address(tensor: Tensor | None) -> int:
