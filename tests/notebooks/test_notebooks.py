@@ -16,9 +16,10 @@ from papermill import inspect_notebook
 
 from qru import models
 from qru.arms import check_grids, run_arms
-from qru.config import SCALES, RunConfig
+from qru.config import FORGET_SETS, SCALES, RunConfig
 from qru.corpora.corpus import registry
 from qru.notebook import declared_parameters
+from qru.ops import build_info
 from qru.records import SECTIONS, load_records, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,7 @@ def test_parameters_reach_the_command_line_help(path):
         ("02_unlearn", "metod", "ga", "Did you mean 'method'"),
         ("02_unlearn", "seed", "abc", "it must be int"),
         ("03_crossings", "groups", "g64,g96", "group_size 96 does not divide"),
+        ("06_scal_sust", "kinds", "scale", "Did you mean 'scal'"),
     ],
 )
 def test_a_wrong_parameter_stops_the_run(tmp_path, notebook, name, value, message):
@@ -214,6 +216,20 @@ def test_the_main_notebook_leaves_records_and_says_so(ran, qru_home):
 
 
 @pytest.mark.slow
+def test_forget_sets_of_growing_size_and_one_after_another(ran, qru_home, tmp_path):
+    arguments = ("-p", "scale", "smoke", "-p", "quantizers", "rtn-int4-g128")
+    again = papermill(qru_home, "notebooks/06_scal_sust.ipynb", tmp_path / "out.ipynb", *arguments)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert pictures(nbformat.read(tmp_path / "out.ipynb", as_version=4)) == 2
+    sets = [record for record in load_records(qru_home / "runs") if "forget_set" in record.extra]
+    assert {record.config["forget_set"] for record in sets} >= {*FORGET_SETS} - {"all"}
+    for record in sets:
+        if record.config["method"] == "ga_gdr" and record.config["quantizers"] == ["rtn-int4-g128"]:
+            assert f"record: {record.path}" in again.stderr
+    assert "ga_gdr full bf16: requests one after another:\nafter 3, 6, 9 and 12 documents" in again.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shown"), [("00_tour", 2), ("01_prepare", 1), ("03_crossings", 6)])
 def test_the_other_notebooks_run_on_what_is_there(ran, qru_home, tmp_path, name, shown):
     before = {record.path for record in load_records(qru_home / "runs")}
@@ -228,3 +244,25 @@ def test_the_other_notebooks_run_on_what_is_there(ran, qru_home, tmp_path, name,
         outputs = [output for state in states for output in state["state"].get("outputs", [])]
         assert [output for output in outputs if "image/png" in output.get("data", {})], "the sliders draw nothing"
         assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.slow
+def test_the_kernel_notebook_times_once_and_draws_again(tmp_path):
+    if not build_info()["built"]:
+        pytest.skip("the kernel is not built: there is nothing to time")
+    given = "-p", "scale", "smoke", "-p", "ranks", "4,16"
+    first = papermill(tmp_path, ROOT / "notebooks" / "05_kernel.ipynb", tmp_path / "first.ipynb", *given)
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert pictures(nbformat.read(tmp_path / "first.ipynb", as_version=4)) == 2
+    (path,) = (tmp_path / "runs" / "kernel").glob("*/record.json")
+    assert f"record: {path}" in first.stderr
+    for rank in (4, 16):
+        assert f"256x256 r={rank}: " in first.stderr
+    again = papermill(
+        tmp_path, "05_kernel.ipynb", tmp_path / "again.ipynb", "-p", "record", path.relative_to(tmp_path),
+        cwd=ROOT / "notebooks",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert pictures(nbformat.read(tmp_path / "again.ipynb", as_version=4)) == 2
+    assert list((tmp_path / "runs" / "kernel").glob("*/record.json")) == [path]
+    assert load_records(tmp_path / "runs") == [], "no record of a run, and not taken for one"
