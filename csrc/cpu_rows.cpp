@@ -3,12 +3,24 @@
 //   columns ->   panel 0 (whole groups, ~256)   panel 1   ...
 //   6 rows    [ B (6 x r, broadcast) x A panel (r x panel, packed, in L1/L2) -> tile, in registers, then L1 ]
 //             per row and group: merge, round to the stored type, range -> grid    (reads weight once)
-//                                quantize three ways, add up the four sums         (weight again, from L1)
-//             per row and panel: compare code bytes, pack, write                   (codes once)
+//                                quantize three ways, count, add up the four sums  (weight and merged again, from L1)
+//             per row and panel: pack, write                                       (codes once)
 //
-// Quotients w / s are taken as w * (1 / s), which is within 2^-13 of the true quotient (2^-16 below 8 bits) wherever a
-// code is not clamped; only when a lane is that near to a tie is the vector divided. That keeps division's results at
-// the price of multiplication.
+// A thread owns blocks of 48 rows and walks each panel by panel. All memory a tile will touch is asked for one tile
+// ahead, what it writes with the right to write: waiting for the lines of the codes alone cost 15 cycles per 16
+// weights.
+//
+// Weights go by 64: two pairs of vectors; of a bfloat16 pair one vector holds the even columns and the other the odd
+// ones, which costs a shift and a mask (A's panels have the same order). Codes of all three kinds are narrowed to
+// bytes, 64 to a block, and clamped, compared and counted there. Quotients w / s are rounded by one of these methods:
+//   kTable       weights and step with few significant bits, up to 4 bits a code: the quotient is either an exact tie
+//   or
+//                far from one. w * (1 / s), rounded to a multiple of 2^-13, restores the tie and moves nothing else
+//                across one. The value of a code is looked up in 32 multiples of the step.
+//   kSnapped     the same for codes of 8 bits, clamped before rounding.
+//   kReciprocal  w * (1 / s) is within 2^-13 of the quotient (2^-16 below 8 bits) wherever a code is not clamped; a
+//                vector with a lane that near to a tie is divided. Division's results at the price of multiplication.
+//   kDivision    true division, one weight at a time, for steps near the ends of float32's range.
 #include "cpu_rows.h"
 
 #include "simd.h"
@@ -29,18 +41,20 @@ constexpr int kTileVectors = 4;  // 6 x 4 accumulators of 32 registers
 #else
 constexpr int kTileVectors = 1;  // 6 x 1 pairs of 16 registers
 #endif
-#if defined(QRU_ISA_AVX512) || defined(QRU_ISA_AVX2)
-constexpr bool kByFours = true;  // codes leave in blocks of four vectors
-#else
-constexpr bool kByFours = false;
-#endif
 
 // Steps in this range have a normal reciprocal, and their groups' sums stay well inside float32.
 constexpr float kSmallStep = 8.6736174e-19f;            // 2^-60
 constexpr float kLargeStep = 1.1529215e18f;             // 2^60
 constexpr float kSmallestNormalHalf = 6.103515625e-5f;  // 2^-14
+// Up to this many steps a code fits a byte before it is clamped.
+constexpr float kByteReach = 120.0f;
 
+// Quotients by the reciprocal are this near to the true ones: 2^-13 for codes of 8 bits, 2^-16 below.
+QRU_INLINE float near_tie_of(int bits) { return bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f; }
 QRU_INLINE bool is_usual(float step) { return step == 0.0f || (step >= kSmallStep && step <= kLargeStep); }
+QRU_INLINE const char* at_weight(const void* p, int type, int64_t i) {
+  return static_cast<const char*>(p) + i * size_of(type);
+}
 
 // out[i][j] = sum_k b[i][k] * a[k][j], k ascending, one FMA each; 6 rows by kTileVectors * 16 columns.
 template <int kVectors>
@@ -68,57 +82,47 @@ QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* co
     for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * kLane, acc[i][j]);
 }
 
-// Merged weights of one group: read as the product tile left them (or from new_weight), written back to `merged`.
-template <int kType, bool kSymmetric>
-QRU_NOINLINE void merge_group(const MergeQuantizeParams& p, int64_t at, int64_t width, float* merged,
-                              GroupRange& before, GroupRange& after) {
-  U top_before = zero_bits(), top_after = zero_bits();
-  V low_before = set1(0.0f), high_before = low_before, low_after = low_before, high_after = low_before;
-  const V scaling = set1(p.scaling);
-  const auto step = [&](int64_t j, int n, V w, V given) __attribute__((always_inline)) {
-    V m = given;
-    if (p.rank > 0) {
-      V acc = load(merged + j);  // the tile is padded, reading past the group is safe
-      if (n < kLane) acc = keep(acc, n);
-      m = rounded_as<kType>(fma(scaling, acc, w));
-    }
-    if (n == kLane) {
-      store(merged + j, m);
+// What is left of a group after whole steps of kStep weights, copied to `spare` and padded with zeros. Loops read it in
+// place of the group's own memory; a call among their vectors would cost them their registers.
+template <int kType, int64_t kStep>
+QRU_INLINE const char* tail_of(const void* group, int64_t width, char* spare) {
+  const int64_t left = width % kStep;
+  if (left != 0) {
+    memset(spare, 0, static_cast<size_t>(kStep * size_of(kType)));
+    memcpy(spare, at_weight(group, kType, width - left), static_cast<size_t>(left * size_of(kType)));
+  }
+  return spare;
+}
+
+// Merges and measures one group: to `merged` (padded with zeros) from its products, or, without any, from `other`.
+template <int kType, bool kBefore>
+QRU_NOINLINE void merge_group(const void* weight, const void* other, const float* products, float scaling,
+                              int64_t width, char* merged, Range& range) {
+  const Block zero = zero_block();
+  Extremes before{zero, zero}, after{zero, zero};
+  const V scale = set1(scaling);
+  alignas(64) char spare[2][kPair * 4];
+  const char* weight_tail = tail_of<kType, kPair>(weight, width, spare[0]);
+  const char* other_tail = tail_of<kType, kPair>(other, width, spare[1]);
+  for (int64_t j = 0; j < width; j += kPair) {
+    const bool whole = j + kPair <= width;
+    const char* weight_at = whole ? at_weight(weight, kType, j) : weight_tail;
+    if (products != nullptr) {
+      const Raw<kType> w = load_raw<kType>(weight_at);
+      const Pair x = widened<kType>(w);
+      const Raw<kType> m =
+          rounded<kType>({fma(scale, load(products + j), x.a), fma(scale, load(products + j + kLane), x.b)});
+      store_raw<kType>(merged + j * size_of(kType), m);
+      if constexpr (kBefore) before = widest<kType>(before, w);
+      after = widest<kType>(after, m);
     } else {
-      store_first<kFloat32>(merged, j, m, n);  // the next group's products follow
+      if constexpr (kBefore) {
+        before = widest<kType>(before, load_raw<kType>(weight_at));
+      }
+      after = widest<kType>(after, load_raw<kType>(whole ? at_weight(other, kType, j) : other_tail));
     }
-    if (p.merged != nullptr) store_first<kType>(p.merged, at + j, m, n);
-    top_before = larger_bits(top_before, w);
-    top_after = larger_bits(top_after, m);
-    if constexpr (!kSymmetric) {
-      low_before = smaller(low_before, w);
-      high_before = larger(high_before, w);
-      low_after = smaller(low_after, m);
-      high_after = larger(high_after, m);
-    }
-  };
-  const void* other = p.new_weight != nullptr ? p.new_weight : p.weight;
-  int64_t j = 0;
-  for (; j + kLane <= width; j += kLane) {
-    const V w = load_as<kType>(p.weight, at + j);
-    step(j, kLane, w, p.rank > 0 || p.new_weight == nullptr ? w : load_as<kType>(other, at + j));
   }
-  if (j < width) {
-    const int n = static_cast<int>(width - j);
-    step(j, n, load_first<kType>(p.weight, at + j, n), load_first<kType>(other, at + j, n));
-  }
-  before.largest = largest_bits(top_before);
-  after.largest = largest_bits(top_after);
-  if constexpr (kSymmetric) {
-    before.high = float_of(before.largest);
-    after.high = float_of(after.largest);
-    before.low = after.low = 0.0f;
-  } else {
-    before.low = smallest(low_before);
-    before.high = largest(high_before);
-    after.low = smallest(low_after);
-    after.high = largest(high_after);
-  }
+  measure<kType>(before, after, &range.high_before);
 }
 
 struct Vgrid {
@@ -129,121 +133,211 @@ QRU_INLINE Vgrid spread(const Grid& g, float reciprocal) {
 }
 QRU_INLINE V clamped(V t, const Vgrid& g) { return smaller(larger(t, g.low), g.high); }
 
-struct Codes {
-  int8_t *before, *frozen, *after;
+// A code minus its zero point, in the low bits of a float of kRounder's size, by the ways that need no division.
+template <Method kMethod>
+QRU_INLINE V rounded_quotient(V w, const Vgrid& g) {
+  if constexpr (kMethod == kTable) return snapped(w, g.reciprocal) + set1(kRounderAfterSnap);
+  const V snap = set1(kSnap);
+  return smaller(larger(snapped(w, g.reciprocal), snap + g.low), snap + g.high) + set1(kRounderAfterSnap);
+}
+
+struct Tally {
+  U moved;
+  int64_t crossed, changed, near;  // near: codes that changed by one
+  uint32_t jumps[4][256];          // codes that changed by more; four, so that an increment need not wait for another
 };
 
+QRU_INLINE void count_block(Block before, Block frozen, Block after, Tally& tally) {
+  const Block jump = difference(larger_bytes(before, after), smaller_bytes(before, after));
+  const int changed = __builtin_popcountll(differing(before, after));
+  uint64_t far = above_one(jump);
+  tally.crossed += __builtin_popcountll(differing(before, frozen));
+  tally.changed += changed;
+  tally.near += changed - __builtin_popcountll(far);
+  if (far != 0) {
+    alignas(64) uint8_t x[kBlock];
+    store_block(x, jump);
+    for (int i = 0; far != 0; far &= far - 1, ++i) ++tally.jumps[i % 4][x[__builtin_ctzll(far)]];
+  }
+}
+
 // Codes and sums of one group by vectors.
-//   kSameGrid: the merged weight's grid is the weight's own.
-//   kShort: weights and steps have so few significant bits that a quotient is either an exact tie or far from one.
-//   Rounding w * (1 / s) to a multiple of 2^-13 then restores the tie and moves nothing else across one.
-template <int kType, bool kSymmetric, bool kSameGrid, bool kShort>
-QRU_NOINLINE void quantize_group(const void* weight, int64_t at, int64_t width, const float* merged,
-                                 const GroupWork& group, float near_tie, Codes codes, double* sums, U& moved_out) {
+template <int kType, bool kSymmetric, Method kMethod>
+QRU_NOINLINE void quantize_group(const void* weight, const void* merged, int64_t width, const GroupWork& group,
+                                 int bits, int8_t* codes, double* sums, Tally& tally) {
   const Grid &grid0 = group.before, &grid1 = group.after;
   const Vgrid g0 = spread(grid0, group.reciprocal_before), g1 = spread(grid1, group.reciprocal_after);
-  const V minus_step0 = set1(-grid0.step), snap = set1(kSnap), rounder_after_snap = set1(kRounderAfterSnap);
-  const V rounder = set1(kRounder), none = set1(0.0f);
-  U moved = moved_out;
+  const Levels levels0 = levels_of(grid0), levels1 = levels_of(grid1);
+  const V rounder = set1(kRounder), none = set1(0.0f), near_tie = set1(near_tie_of(bits));
+  const Block bottom = same_bytes(static_cast<int8_t>(grid0.low)), top = same_bytes(static_cast<int8_t>(grid0.high));
+  U moved = tally.moved;
+  alignas(64) char spare[2][kBlock * 4];
+  const char* weight_tail = tail_of<kType, kBlock>(weight, width, spare[0]);
+  const char* merged_tail = tail_of<kType, kBlock>(merged, width, spare[1]);
   for (int64_t span = 0; span < width; span += kSpan) {
     const int64_t end = span + kSpan < width ? span + kSpan : width;
     V within = none, dw2 = none, qdw = none, q2 = none;
     struct Stepped {
-      V before, frozen, after;
+      V before, frozen, after;  // codes in the low bits
+      V delta;
     };
-    const auto step = [&](int n, V w, V m) __attribute__((always_inline)) {
-      V t0 = w * g0.reciprocal, tf = m * g0.reciprocal;
-      V t1 = kSameGrid ? tf : m * g1.reciprocal;
-      V y0, yf, y1;
-      if constexpr (kShort) {
-        // On its own grid a symmetric code cannot fall below qmin: |w / s| is at most the denominator.
-        y0 = (smaller(t0, g0.high) + snap) + rounder_after_snap;
-        yf = (clamped(tf, g0) + snap) + rounder_after_snap;
-        y1 = kSameGrid ? yf : (smaller(t1, g1.high) + snap) + rounder_after_snap;
+    const auto step = [&](V w, V m) __attribute__((always_inline)) {
+      V y0, yf, y1, d0, d1;
+      if constexpr (kMethod != kReciprocal) {
+        y0 = rounded_quotient<kMethod>(w, g0);
+        yf = rounded_quotient<kMethod>(m, g0);
+        y1 = rounded_quotient<kMethod>(m, g1);
       } else {
-        t0 = clamped(t0, g0);
-        tf = clamped(tf, g0);
-        t1 = kSameGrid ? tf : clamped(t1, g1);
+        const V t0 = clamped(w * g0.reciprocal, g0), tf = clamped(m * g0.reciprocal, g0);
+        const V t1 = clamped(m * g1.reciprocal, g1);
         y0 = t0 + rounder;
         yf = tf + rounder;
-        y1 = kSameGrid ? yf : t1 + rounder;
-      }
-      V n0 = y0 - rounder, n1 = y1 - rounder;
-      if constexpr (!kShort) {
-        V off = larger_magnitude(t0 - n0, tf - (yf - rounder));
-        if constexpr (!kSameGrid) off = larger_magnitude(off, t1 - n1);
-        if (__builtin_expect(any_above(off, set1(near_tie)), 0)) {
+        y1 = t1 + rounder;
+        const V off = larger_magnitude(larger_magnitude(t0 - (y0 - rounder), tf - (yf - rounder)), t1 - (y1 - rounder));
+        if (__builtin_expect(any_above(off, near_tie), 0)) {
           if (grid0.step > 0.0f) {
             y0 = clamped(w / g0.step, g0) + rounder;
             yf = clamped(m / g0.step, g0) + rounder;
           }
-          if (kSameGrid) {
-            y1 = yf;
-          } else if (grid1.step > 0.0f) {
-            y1 = clamped(m / g1.step, g1) + rounder;
-          }
-          n0 = y0 - rounder;
-          n1 = y1 - rounder;
+          if (grid1.step > 0.0f) y1 = clamped(m / g1.step, g1) + rounder;
         }
+      }
+      if constexpr (kMethod == kTable) {
+        d0 = level_at(y0, levels0);
+        d1 = level_at(y1, levels1);
+      } else {
+        d0 = (y0 - rounder) * g0.step;
+        d1 = (y1 - rounder) * g1.step;
       }
       if constexpr (!kSymmetric) {
         y0 = y0 + g0.zero;
         yf = yf + g0.zero;
         y1 = y1 + g1.zero;
       }
-      const V dw = m - w;
-      // Short steps make both products exact, so fusing the second changes nothing.
-      V delta = kShort ? fma(n1, g1.step, n0 * minus_step0) : n1 * g1.step - n0 * g0.step;
-      if (!kSymmetric && n < kLane) delta = keep(delta, n);
+      return Stepped{y0, yf, y1, d1 - d0};
+    };
+    const auto add = [&](V dw, V delta) __attribute__((always_inline)) {
       moved = count_nonzero(moved, dw);
-      within = within + smaller(magnitude(dw), g0.step);
+      within = within + smaller_magnitude(dw, g0.step);
       dw2 = fma(dw, dw, dw2);
       qdw = fma(delta, dw, qdw);
       q2 = fma(delta, delta, q2);
-      return Stepped{y0, yf, y1};
     };
-    struct Pair {
-      Words before, frozen, after;
+    struct Words {
+      Block before, frozen, after;
     };
-    const auto pair = [&](int64_t j) __attribute__((always_inline)) {
-      const Stepped a = step(kLane, load_as<kType>(weight, at + j), load(merged + j));
-      const Stepped b = step(kLane, load_as<kType>(weight, at + j + kLane), load(merged + j + kLane));
-      return Pair{low_words(a.before, b.before), low_words(a.frozen, b.frozen), low_words(a.after, b.after)};
+    const auto pair = [&](const char* w_at, const char* m_at, int n) __attribute__((always_inline)) {
+      const Pair w = widened<kType>(load_raw<kType>(w_at)), m = widened<kType>(load_raw<kType>(m_at));
+      const Stepped a = step(w.a, m.a), b = step(w.b, m.b);
+      Pair delta{a.delta, b.delta};
+      // Padding has no code, but where a zero point is out of range it would have a value.
+      if (!kSymmetric && n < kPair) delta = keep_pair<kType>(delta, n);
+      add(m.a - w.a, delta.a);
+      add(m.b - w.b, delta.b);
+      return Words{words_of<kType>(a.before, b.before), words_of<kType>(a.frozen, b.frozen),
+                   words_of<kType>(a.after, b.after)};
     };
-    int64_t j = span;
-    for (; kByFours && j + 4 * kLane <= end; j += 4 * kLane) {
-      const Pair a = pair(j), b = pair(j + 2 * kLane);
-      store_bytes(codes.before + j, a.before, b.before);
-      store_bytes(codes.frozen + j, a.frozen, b.frozen);
-      store_bytes(codes.after + j, a.after, b.after);
-    }
-    for (; j < end; j += kLane) {
-      const int n = end - j < kLane ? static_cast<int>(end - j) : kLane;
-      const Stepped a = step(n, load_first<kType>(weight, at + j, n), load_first<kFloat32>(merged, j, n));
-      store_low_bytes(codes.before + j, a.before);
-      store_low_bytes(codes.frozen + j, a.frozen);
-      store_low_bytes(codes.after + j, a.after);
+    for (int64_t j = span; j < end; j += kBlock) {
+      const int n = end - j < kBlock ? static_cast<int>(end - j) : static_cast<int>(kBlock);
+      const char* w = n == kBlock ? at_weight(weight, kType, j) : weight_tail;
+      const char* m = n == kBlock ? at_weight(merged, kType, j) : merged_tail;
+      const Words x = pair(w, m, n);
+      const Words y =
+          pair(w + kPair * size_of(kType), m + kPair * size_of(kType), n < kPair ? 0 : n - static_cast<int>(kPair));
+      Block before = bytes_of(x.before, y.before), frozen = bytes_of(x.frozen, y.frozen);
+      Block after = bytes_of(x.after, y.after);
+      if constexpr (kMethod == kTable) {
+        // A weight's code on its own grid never falls below the range; see plan_groups.
+        before = smaller_bytes(before, top);
+        frozen = larger_bytes(smaller_bytes(frozen, top), bottom);
+        after = smaller_bytes(after, top);
+      }
+      store_block(codes + j, after);
+      if (!kSymmetric && n < kBlock) {
+        before = keep_bytes(before, n);
+        frozen = keep_bytes(frozen, n);
+        after = keep_bytes(after, n);
+      }
+      count_block(before, frozen, after, tally);
     }
     add_sums(within * g0.reciprocal, dw2, qdw, q2, sums);
   }
-  moved_out = moved;
+  tally.moved = moved;
+}
+
+// Codes, or the values they stand for in the weight's type, of a merged group on its own grid; nothing is counted.
+template <int kType, bool kSymmetric, Method kMethod>
+QRU_NOINLINE void value_group(const void* merged, int64_t width, const GroupWork& group, int bits, int8_t* codes,
+                              char* values) {
+  const Grid& grid = group.after;
+  const Vgrid g = spread(grid, group.reciprocal_after);
+  const Levels levels = levels_of(grid);
+  const V rounder = set1(kRounder), near_tie = set1(near_tie_of(bits));
+  const Block top = same_bytes(static_cast<int8_t>(grid.high));
+  alignas(64) char spare[kBlock * 4], result[kBlock * 4];
+  const char* tail = tail_of<kType, kBlock>(merged, width, spare);
+  const auto quotient = [&](V m) __attribute__((always_inline)) {
+    if constexpr (kMethod != kReciprocal) return rounded_quotient<kMethod>(m, g);
+    const V t = clamped(m * g.reciprocal, g);
+    const V y = t + rounder;
+    if (__builtin_expect(any_above(magnitude(t - (y - rounder)), near_tie), 0) && grid.step > 0.0f) {
+      return clamped(m / g.step, g) + rounder;
+    }
+    return y;
+  };
+  const auto value = [&](V y) __attribute__((always_inline)) {
+    if constexpr (kMethod == kTable) return level_at(y, levels);
+    return (y - rounder) * g.step;
+  };
+  for (int64_t j = 0; j < width; j += kBlock) {
+    const int64_t n = width - j < kBlock ? width - j : kBlock;
+    const char* from = n == kBlock ? at_weight(merged, kType, j) : tail;
+    const Pair x = widened<kType>(load_raw<kType>(from));
+    const Pair y = widened<kType>(load_raw<kType>(from + kPair * size_of(kType)));
+    Pair c{quotient(x.a), quotient(x.b)}, d{quotient(y.a), quotient(y.b)};
+    if (values != nullptr) {
+      char* to = n < kBlock ? result : values + j * size_of(kType);
+      store_raw<kType>(to, rounded<kType>({value(c.a), value(c.b)}));
+      store_raw<kType>(to + kPair * size_of(kType), rounded<kType>({value(d.a), value(d.b)}));
+    }
+    if (codes != nullptr) {
+      if constexpr (!kSymmetric) {
+        c = {c.a + g.zero, c.b + g.zero};
+        d = {d.a + g.zero, d.b + g.zero};
+      }
+      Block bytes = bytes_of(words_of<kType>(c.a, c.b), words_of<kType>(d.a, d.b));
+      if constexpr (kMethod == kTable) bytes = smaller_bytes(bytes, top);
+      store_block(codes + j, bytes);
+    }
+  }
+  if (const int64_t left = width % kBlock; left != 0 && values != nullptr) {
+    memcpy(values + (width - left) * size_of(kType), result, static_cast<size_t>(left * size_of(kType)));
+  }
+}
+
+template <int kType>
+QRU_INLINE float stored(const void* p, int64_t i) {
+  if constexpr (kType == kFloat32) return static_cast<const float*>(p)[i];
+  const uint16_t h = static_cast<const uint16_t*>(p)[i];
+  return kType == kBFloat16 ? bfloat16_to_float(h) : half_to_float(h);
 }
 
 // The same, one weight at a time by true division: for steps so small or large that reciprocals or sums would not fit.
 template <int kType>
-QRU_NOINLINE void quantize_unusual(const void* weight, int64_t at, int64_t width, const float* merged,
-                                   const Grid& grid0, const Grid& grid1, Codes codes, double* sums, int64_t& moved) {
+QRU_NOINLINE void quantize_unusual(const void* weight, const void* merged, int64_t width, const Grid& grid0,
+                                   const Grid& grid1, int8_t* codes, double* sums, int64_t* counts) {
   for (int64_t j = 0; j < width; ++j) {
-    float w;
-    store_first<kFloat32>(&w, 0, load_first<kType>(weight, at + j, 1), 1);
-    const float m = merged[j];
+    const float w = stored<kType>(weight, j), m = stored<kType>(merged, j);
     const float n0 = level_of(w, grid0), n1 = level_of(m, grid1);
-    codes.before[j] = static_cast<int8_t>(code_of_level(n0, grid0));
-    codes.frozen[j] = static_cast<int8_t>(code_of_level(level_of(m, grid0), grid0));
-    codes.after[j] = static_cast<int8_t>(code_of_level(n1, grid1));
+    const int before = code_of_level(n0, grid0), frozen = code_of_level(level_of(m, grid0), grid0);
+    const int after = code_of_level(n1, grid1);
     const float dw = m - w;
     const float delta = n1 * grid1.step - n0 * grid0.step;
-    moved += dw != 0.0f;
+    codes[j] = static_cast<int8_t>(after);
+    counts[0] += before != frozen;
+    counts[1] += before != after;
+    counts[2] += dw != 0.0f;
+    if (before != after) ++counts[kCounts + (before < after ? after - before : before - after)];
     if (grid0.step > 0.0f) {
       const float bins = fabsf(dw) / grid0.step;
       sums[0] += bins < 1.0f ? bins : 1.0f;
@@ -254,38 +348,18 @@ QRU_NOINLINE void quantize_unusual(const void* weight, int64_t at, int64_t width
   }
 }
 
-QRU_NOINLINE void count_codes(const int8_t* before, const int8_t* frozen, const int8_t* after, int64_t n,
-                              RowTotals& totals) {
-  int64_t crossed = 0, changed = 0, jumps[4] = {0, 0, 0, 0}, j = 0;
-  int64_t* histogram = totals.counts + kCounts;
-#if defined(QRU_ISA_AVX512)
-  const __m512i top = _mm512_set1_epi8(-128), one = _mm512_set1_epi8(1);
-  for (; j + 64 <= n; j += 64) {
-    const __m512i a = _mm512_loadu_si512(before + j), b = _mm512_loadu_si512(after + j);
-    crossed += __builtin_popcountll(_mm512_cmpneq_epi8_mask(a, _mm512_loadu_si512(frozen + j)));
-    const __mmask64 differ = _mm512_cmpneq_epi8_mask(a, b);
-    if (differ == 0) continue;
-    changed += __builtin_popcountll(differ);
-    const __m512i u = _mm512_xor_si512(a, top), v = _mm512_xor_si512(b, top);
-    const __m512i jump = _mm512_sub_epi8(_mm512_max_epu8(u, v), _mm512_min_epu8(u, v));
-    __mmask64 far = _mm512_cmpgt_epu8_mask(jump, one);
-    jumps[1] += __builtin_popcountll(differ & ~far);
-    if (far != 0) {
-      alignas(64) uint8_t x[64];
-      _mm512_store_si512(x, jump);
-      for (; far != 0; far &= far - 1) ++histogram[x[__builtin_ctzll(far)]];
-    }
+template <int kType>
+QRU_NOINLINE void value_unusual(const void* merged, int64_t width, const Grid& grid, int8_t* codes, char* values) {
+  for (int64_t j = 0; j < width; ++j) {
+    const float level = level_of(stored<kType>(merged, j), grid);
+    const int code = code_of_level(level, grid);
+    if (codes != nullptr) codes[j] = static_cast<int8_t>(code);
+    if (values == nullptr) continue;
+    const float x = (static_cast<float>(code) - grid.zero) * grid.step;  // a level may be -0, a code may not
+    if constexpr (kType == kFloat32) reinterpret_cast<float*>(values)[j] = x;
+    if constexpr (kType == kBFloat16) reinterpret_cast<uint16_t*>(values)[j] = float_to_bfloat16(x);
+    if constexpr (kType == kFloat16) reinterpret_cast<uint16_t*>(values)[j] = float_to_half(x);
   }
-#endif
-  for (; j < n; ++j) {
-    crossed += before[j] != frozen[j];
-    const int jump = before[j] - after[j];
-    changed += jump != 0;
-    if (jump != 0) ++histogram[jump < 0 ? -jump : jump];
-  }
-  histogram[1] += jumps[1];
-  totals.counts[0] += crossed;
-  totals.counts[1] += changed;
 }
 
 // Codes j of a row go to bits [N j, N j + N), low first; words are little-endian, so bytes are filled in order.
@@ -320,6 +394,10 @@ QRU_NOINLINE void pack_codes(const int8_t* codes, int64_t n, uint8_t* out, int64
 QRU_INLINE void note(int64_t& first_row, int64_t row) {
   if (first_row < 0 || row < first_row) first_row = row;
 }
+QRU_INLINE bool has_non_finite(const Range& r, bool before) {
+  const auto outside = [](float x) { return (bits_of(x) & ~kSignBit) >= kInfBits; };
+  return outside(r.high_after) || outside(r.low_after) || (before && (outside(r.high_before) || outside(r.low_before)));
+}
 
 // Whether quotients of weights of this type by these steps are exact ties or clearly none. With w = A 2^a, s = B 2^b
 // and A, B of p bits, w / s is a half-integer or misses the next one by 1 / (2 B) > 2^-(p+1) or by w / s * 2^-p,
@@ -333,11 +411,12 @@ QRU_INLINE bool is_short(const Grid& grid) {
   return false;
 }
 
-// Grids of a row's groups, their storage, and which path each group takes.
+// Grids of a row's groups, their storage, and by which method each group is rounded.
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0, int64_t groups, GroupWork* work,
                               RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
+  const bool counting = p.counts != nullptr;
   const int64_t index = p.per_tensor ? 0 : row * (p.columns / p.group) + column0 / p.group;
   const int scale_dtype = p.rule.scale_dtype;
   // Where no code on its own grid can fall below qmin: a float32 step is all but exact, a shorter one is at most 2^-8
@@ -348,23 +427,23 @@ QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0,
   };
   for (int64_t i = 0; i < groups; ++i) {
     GroupWork& g = work[i];
-    if (g.before_range.largest >= kInfBits || g.after_range.largest >= kInfBits) {
+    if (has_non_finite(g.range, counting)) {
       note(totals.non_finite_row, row);
-      g.path = kSkipPath;
+      g.method = kSkip;
       continue;
     }
     if (p.per_tensor) {
       g.before = task.tensor_before;
       g.after = task.tensor_after;
     } else {
-      g.before = grid_of_range(g.before_range.low, g.before_range.high, p.rule);
-      g.after = grid_of_range(g.after_range.low, g.after_range.high, p.rule);
+      g.after = grid_of_range(g.range.low_after, g.range.high_after, p.rule);
+      g.before = counting ? grid_of_range(g.range.low_before, g.range.high_before, p.rule) : g.after;
       if (bits_of(g.before.step) >= kInfBits || bits_of(g.after.step) >= kInfBits) {
         note(totals.step_overflow_row, row);
-        g.path = kSkipPath;
+        g.method = kSkip;
         continue;
       }
-      p.scales[index + i] = g.after.step;
+      if (p.scales != nullptr) p.scales[index + i] = g.after.step;
       if (p.zeros != nullptr) p.zeros[index + i] = g.after.zero;
       totals.counts[3] += g.before.step != g.after.step;
       totals.counts[4] += g.before.step == 0.0f;
@@ -372,43 +451,58 @@ QRU_NOINLINE void plan_groups(const RowTask& task, int64_t row, int64_t column0,
     g.reciprocal_before = g.before.step > 0.0f ? 1.0f / g.before.step : 0.0f;
     g.reciprocal_after = g.after.step > 0.0f ? 1.0f / g.after.step : 0.0f;
     if (!is_usual(g.before.step) || !is_usual(g.after.step)) {
-      g.path = kDivisionPath;
-    } else if (kSymmetric && never_below(g.before) && never_below(g.after) && is_short<kType>(g.before) &&
-               is_short<kType>(g.after)) {
-      g.path = kShortPath;
+      g.method = kDivision;
+    } else if (kSymmetric && is_short<kType>(g.before) && is_short<kType>(g.after)) {
+      const Range& r = g.range;
+      const float reach = (r.high_after > -r.low_after ? r.high_after : -r.low_after) * g.reciprocal_before;
+      const bool by_table = p.rule.bits <= 4 && never_below(g.before) && never_below(g.after) && reach <= kByteReach;
+      g.method = by_table ? kTable : kSnapped;
     } else {
-      g.path = kReciprocalPath;
+      g.method = kReciprocal;
     }
   }
 }
 
+// Everything about one group of one row, after it was planned.
+struct GroupPlace {
+  const char* weight;
+  const char* merged;
+  int8_t* codes;
+  char* values;
+};
+
+template <int kType, bool kSymmetric, Method kMethod>
+QRU_INLINE void quantize_by(const MergeQuantizeParams& p, const GroupWork& g, const GroupPlace& at, double* sums,
+                            Tally& tally) {
+  const int bits = p.rule.bits;
+  if (p.counts == nullptr) {
+    value_group<kType, kSymmetric, kMethod>(at.merged, p.group, g, bits, at.codes, at.values);
+    return;
+  }
+  quantize_group<kType, kSymmetric, kMethod>(at.weight, at.merged, p.group, g, bits, at.codes, sums, tally);
+  if (at.values != nullptr) {
+    value_group<kType, kSymmetric, kMethod>(at.merged, p.group, g, bits, nullptr, at.values);
+  }
+}
+
 template <int kType, bool kSymmetric>
-QRU_INLINE void quantize_by(const GroupWork& g, const void* weight, int64_t at, int64_t width, const float* merged,
-                            float near_tie, Codes codes, double* sums, U& moved, int64_t& moved_unusual) {
-  const bool same = g.before.step == g.after.step && g.before.zero == g.after.zero;
-#define QRU_QUANTIZE(same_grid, is_short) \
-  quantize_group<kType, kSymmetric, same_grid, is_short>(weight, at, width, merged, g, near_tie, codes, sums, moved)
-  if (g.path == kSkipPath) return;
-  if (g.path == kDivisionPath) {
-    quantize_unusual<kType>(weight, at, width, merged, g.before, g.after, codes, sums, moved_unusual);
+QRU_INLINE void quantize_planned(const MergeQuantizeParams& p, const GroupWork& g, const GroupPlace& at, double* sums,
+                                 Tally& tally, RowTotals& totals) {
+  if (g.method == kSkip) return;
+  if (g.method == kDivision) {
+    if (p.counts != nullptr) {
+      quantize_unusual<kType>(at.weight, at.merged, p.group, g.before, g.after, at.codes, sums, totals.counts);
+    }
+    if (p.counts == nullptr || at.values != nullptr) {
+      value_unusual<kType>(at.merged, p.group, g.after, p.counts == nullptr ? at.codes : nullptr, at.values);
+    }
     return;
   }
   if constexpr (kSymmetric && kType != kFloat32) {
-    if (g.path == kShortPath) {
-      if (same) {
-        QRU_QUANTIZE(true, true);
-      } else {
-        QRU_QUANTIZE(false, true);
-      }
-      return;
-    }
+    if (g.method == kTable) return quantize_by<kType, kSymmetric, kTable>(p, g, at, sums, tally);
+    if (g.method == kSnapped) return quantize_by<kType, kSymmetric, kSnapped>(p, g, at, sums, tally);
   }
-  if (same) {
-    QRU_QUANTIZE(true, false);
-  } else {
-    QRU_QUANTIZE(false, false);
-  }
-#undef QRU_QUANTIZE
+  quantize_by<kType, kSymmetric, kReciprocal>(p, g, at, sums, tally);
 }
 
 QRU_NOINLINE void pack_row(const MergeQuantizeParams& p, int64_t row, int64_t column0, int64_t columns,
@@ -431,66 +525,100 @@ QRU_NOINLINE void pack_row(const MergeQuantizeParams& p, int64_t row, int64_t co
   }
 }
 
-// The tile after this one, whose weights are asked for while this one is computed: rows of a panel are short runs far
-// apart in memory, which hardware prefetchers do not follow.
+// The tile after this one, whose memory is asked for while this one is computed: rows of a panel are short runs far
+// apart, which hardware prefetchers do not follow, and a store that waits for its line holds up all that come after it.
 struct NextTile {
   int64_t row, rows, column, columns;
 };
 
-QRU_INLINE void prefetch_row(const MergeQuantizeParams& p, const NextTile& next, int64_t r) {
-  if (r >= next.rows) return;
-  const int64_t size = p.weight_dtype == kFloat32 ? 4 : 2;
-  const int64_t from = ((next.row + r) * p.columns + next.column) * size;
-  for (int64_t byte = 0; byte < next.columns * size; byte += 64) {
-    __builtin_prefetch(static_cast<const char*>(p.weight) + from + byte, 0, 2);
-    if (p.new_weight != nullptr) __builtin_prefetch(static_cast<const char*>(p.new_weight) + from + byte, 0, 2);
+QRU_INLINE void prefetch_next(const MergeQuantizeParams& p, const NextTile& next) {
+  const auto lines = [&](const void* matrix, int64_t stride, int64_t from, int64_t bytes, auto prefetch) {
+    if (matrix == nullptr) return;
+    for (int64_t r = 0; r < next.rows; ++r) {
+      const char* first = static_cast<const char*>(matrix) + (next.row + r) * stride + from;
+      for (int64_t byte = 0; byte < bytes; byte += 64) prefetch(first + byte);
+    }
+  };
+  const auto read = [](const char* at) { __builtin_prefetch(at, 0, 2); };
+  const auto write = [](const char* at) {
+#if defined(QRU_ISA_AVX512) || defined(QRU_ISA_AVX2)
+    asm volatile("prefetchw %0" : : "m"(*at));  // the built-in asks only for reading unless told of the instruction
+#else
+    __builtin_prefetch(at, 1, 3);
+#endif
+  };
+  const int64_t size = size_of(p.weight_dtype), groups = p.columns / p.group;
+  const int64_t from = next.column * size, bytes = next.columns * size;
+  lines(p.weight, p.columns * size, from, bytes, read);
+  lines(p.new_weight, p.columns * size, from, bytes, read);
+  lines(p.merged, p.columns * size, from, bytes, write);
+  lines(p.dequantized, p.columns * size, from, bytes, write);
+  const int64_t stored_bits = p.rule.bits == 3 ? 8 : p.rule.bits;
+  lines(p.packed, p.packed_stride, next.column * stored_bits / 8, next.columns * stored_bits / 8, write);
+  if (!p.per_tensor) lines(p.scales, groups * 4, next.column / p.group * 4, next.columns / p.group * 4, write);
+}
+
+// The weights that are merged next, from the second cache to the first, where nothing else would have kept them.
+QRU_INLINE void prefetch_strip(const MergeQuantizeParams& p, int64_t row0, int64_t rows, int64_t column,
+                               int64_t columns) {
+  const int64_t size = size_of(p.weight_dtype);
+  for (int64_t r = 0; r < rows; ++r) {
+    const char* first = static_cast<const char*>(p.weight) + ((row0 + r) * p.columns + column) * size;
+    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(first + byte, 0, 3);
   }
 }
 
-// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.merged.
+// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.products.
 // All merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal
 // are a chain of some hundred cycles, which only other groups can hide.
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, int64_t column0, int64_t columns,
-                              const NextTile& next, const RowScratch& scratch, RowTotals& totals) {
+                              const RowScratch& scratch, Tally& tally, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t groups = columns / p.group;
-  const float near_tie = p.rule.bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f;  // 2^-13, 2^-16
+  const bool measure_before = p.counts != nullptr || task.ranges != nullptr;
+  const void* other = p.new_weight != nullptr ? p.new_weight : p.weight;
+  const auto first_of = [&](int64_t r, int64_t i) { return (row0 + r) * p.columns + column0 + i * p.group; };
+  const auto merged_of = [&](int64_t r, int64_t i) {
+    return scratch.merged + (r * task.panel_pad + i * task.group_pad) * size_of(kType);
+  };
   for (int64_t r = 0; r < rows; ++r) {
     GroupWork* work = scratch.groups + r * groups;
     for (int64_t i = 0; i < groups; ++i) {
-      merge_group<kType, kSymmetric>(p, (row0 + r) * p.columns + column0 + i * p.group, p.group,
-                                     scratch.merged + r * task.panel_pad + i * p.group, work[i].before_range,
-                                     work[i].after_range);
+      const char* weight = at_weight(p.weight, kType, first_of(r, i));
+      const float* products = p.rank > 0 ? scratch.products + r * task.panel_pad + i * task.group_pad : nullptr;
+      const auto merge = measure_before ? merge_group<kType, true> : merge_group<kType, false>;
+      merge(weight, at_weight(other, kType, first_of(r, i)), products, p.scaling, p.group, merged_of(r, i),
+            work[i].range);
+      if (p.merged != nullptr) {
+        const char* from = p.rank > 0 ? merged_of(r, i) : at_weight(other, kType, first_of(r, i));
+        memcpy(static_cast<char*>(p.merged) + first_of(r, i) * size_of(kType), from,
+               static_cast<size_t>(p.group * size_of(kType)));
+      }
     }
   }
   if (task.ranges != nullptr) {  // one group per row
     for (int64_t r = 0; r < rows; ++r) {
-      const GroupRange &before = scratch.groups[r].before_range, &after = scratch.groups[r].after_range;
-      if (before.largest >= kInfBits || after.largest >= kInfBits) note(totals.non_finite_row, row0 + r);
-      task.ranges[row0 + r] = {before.low, before.high, after.low, after.high};
+      if (has_non_finite(scratch.groups[r].range, true)) note(totals.non_finite_row, row0 + r);
+      task.ranges[row0 + r] = scratch.groups[r].range;
     }
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
     plan_groups<kType, kSymmetric>(task, row0 + r, column0, groups, scratch.groups + r * groups, totals);
   }
-  for (int64_t r = rows; r < kTileRows; ++r) prefetch_row(p, next, r);
   for (int64_t r = 0; r < rows; ++r) {
-    prefetch_row(p, next, r);
-    const GroupWork* work = scratch.groups + r * groups;
-    U moved = zero_bits();
-    int64_t moved_unusual = 0;
     for (int64_t i = 0; i < groups; ++i) {
-      const int64_t first = i * p.group;
-      const Codes codes{scratch.codes[0] + first, scratch.codes[1] + first, scratch.codes[2] + first};
-      quantize_by<kType, kSymmetric>(work[i], p.weight, (row0 + r) * p.columns + column0 + first, p.group,
-                                     scratch.merged + r * task.panel_pad + first, near_tie, codes,
-                                     task.row_sums[row0 + r], moved, moved_unusual);
+      const int64_t first = first_of(r, i);
+      const char* values = p.dequantized == nullptr ? nullptr : at_weight(p.dequantized, kType, first);
+      const GroupPlace at{at_weight(p.weight, kType, first),
+                          p.rank > 0 ? merged_of(r, i) : at_weight(other, kType, first),
+                          p.counts != nullptr || p.packed != nullptr ? scratch.codes + i * p.group : nullptr,
+                          const_cast<char*>(values)};
+      quantize_planned<kType, kSymmetric>(p, scratch.groups[r * groups + i], at, task.row_sums[row0 + r], tally,
+                                          totals);
     }
-    totals.counts[2] += total(moved) + moved_unusual;
-    count_codes(scratch.codes[0], scratch.codes[1], scratch.codes[2], columns, totals);
-    pack_row(p, row0 + r, column0, columns, scratch.codes[2]);
+    if (p.packed != nullptr) pack_row(p, row0 + r, column0, columns, scratch.codes);
   }
 }
 
@@ -498,27 +626,38 @@ template <int kType, bool kSymmetric>
 QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const RowScratch& scratch, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   constexpr int64_t kStrip = kTileVectors * kLane;
+  Tally tally{};
+  tally.moved = zero_bits();
   for (int64_t column0 = 0, panel = 0; column0 < p.columns; column0 += task.panel, ++panel) {
     const int64_t columns = p.columns - column0 < task.panel ? p.columns - column0 : task.panel;
+    const int64_t padded = columns / p.group * task.group_pad;
     const float* a = task.a_panels + panel * p.rank * task.panel_pad;
     for (int64_t row0 = begin; row0 < end; row0 += kTileRows) {
       const int64_t rows = end - row0 < kTileRows ? end - row0 : kTileRows;
-      if (p.rank > 0) {
-        const float* b[kTileRows];
-        for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (i < rows ? row0 + i : end - 1) * p.rank;
-        for (int64_t j = 0; j < columns; j += kStrip) {
-          product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.merged + j, task.panel_pad);
-        }
-      }
       const bool last = row0 + kTileRows >= end;
       NextTile next{last ? begin : row0 + kTileRows, 0, last ? column0 + task.panel : column0, 0};
       if (next.column < p.columns) {
         next.rows = end - next.row < kTileRows ? end - next.row : kTileRows;
         next.columns = p.columns - next.column < task.panel ? p.columns - next.column : task.panel;
       }
-      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, next, scratch, totals);
+      prefetch_next(p, next);
+      if (p.rank > 0) {
+        const float* b[kTileRows];
+        for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (i < rows ? row0 + i : end - 1) * p.rank;
+        for (int64_t j = 0; j < padded; j += kStrip) {
+          if (j < columns) prefetch_strip(p, row0, rows, column0 + j, columns - j < kStrip ? columns - j : kStrip);
+          product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.products + j, task.panel_pad);
+        }
+      }
+      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, scratch, tally, totals);
     }
   }
+  totals.counts[0] += tally.crossed;
+  totals.counts[1] += tally.changed;
+  totals.counts[2] += total(tally.moved);
+  totals.counts[kCounts + 1] += tally.near;
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 256; ++j) totals.counts[kCounts + j] += tally.jumps[i][j];
 }
 
 template <int kType>

@@ -14,7 +14,7 @@ constexpr int kSums = 4;    // predicted, sum_dw2, sum_q_dw, sum_q2
 enum Precision : int { kExact = 0, kTensorCore = 1 };
 
 // Until the CPU launcher writes `dequantized`, its caller refuses to ask for it.
-constexpr bool kCpuDequantizes = false;
+constexpr bool kCpuDequantizes = true;
 
 struct MergeQuantizeParams {
   int64_t rows;     // out

@@ -49,18 +49,36 @@ struct Buffer {
   }
 };
 
-float element(const void* p, int dtype, int64_t i) {
+inline float element(const void* p, int dtype, int64_t i) {
   if (dtype == kFloat32) return static_cast<const float*>(p)[i];
   const uint16_t h = static_cast<const uint16_t*>(p)[i];
   return dtype == kBFloat16 ? bfloat16_to_float(h) : half_to_float(h);
 }
 
+// n columns of a row of A from `at` on, in the order in which a panel holds them; returns the largest magnitude's bits.
+template <int kDtype>
+uint32_t lay_out(const void* a, int64_t at, int64_t n, int weight_dtype, float* to) {
+  uint32_t largest = 0;
+  for (int64_t first = 0; first < n; first += kPair, to += kPair) {
+    const int64_t pair = n - first < kPair ? n - first : kPair;
+    for (int64_t j = 0; j < pair; ++j) {
+      const float x = element(a, kDtype, at + first + j);
+      const uint32_t magnitude = bits_of(x) & ~kSignBit;
+      largest = magnitude > largest ? magnitude : largest;
+      to[weight_dtype == kBFloat16 ? place_in_pair(kBFloat16, j) : j] = x;
+    }
+  }
+  return largest;
+}
+
 bool is_finite(float x) { return (bits_of(x) & ~kSignBit) < kInfBits; }
 
+// A panel is whole groups and whole packed bytes, and small enough for the cache where groups are.
 int64_t panel_columns(const MergeQuantizeParams& p) {
-  // A panel is whole groups and whole packed words; a row whose groups are neither is one panel.
-  if (p.group % kLane != 0 || p.group >= kPanelColumns) return p.group % kLane != 0 ? p.columns : p.group;
-  return kPanelColumns / p.group * p.group;
+  const int64_t some = p.group % kPair == 0 ? 1 : 8;  // eight codes of any width fill whole bytes
+  const int64_t groups = kPanelColumns / p.group / some * some;
+  const int64_t columns = (groups < some ? some : groups) * p.group;
+  return columns < p.columns ? columns : p.columns;
 }
 
 // Fresh output memory costs a page fault every 4 KiB, a tenth of the run time of a large matrix; ask for large pages.
@@ -98,7 +116,6 @@ bool run_rows(const RowTask& task, int threads, Isa isa, RowTotals& totals) {
   int64_t block = p.rows / (4 * threads) / kTileRows * kTileRows;
   block = block < kTileRows ? kTileRows : block > kBlockRows ? kBlockRows : block;
   const int64_t blocks = (p.rows + block - 1) / block;
-  const int64_t width = task.panel_pad + 64;
   bool enough = true;
   memset(&totals, 0, sizeof totals);
   totals.non_finite_row = totals.step_overflow_row = -1;
@@ -106,16 +123,17 @@ bool run_rows(const RowTask& task, int threads, Isa isa, RowTotals& totals) {
 #pragma omp parallel num_threads(team)
   {
     const FloatMode mode;
-    Buffer merged, codes, groups;
+    Buffer products, merged, codes, groups;
     RowScratch scratch{};
-    scratch.merged = merged.get<float>(kTileRows * task.panel_pad + 64);
+    scratch.products = products.get<float>(kTileRows * task.panel_pad);
+    scratch.merged = merged.get<char>(kTileRows * task.panel_pad * 4);
+    scratch.codes = codes.get<int8_t>(task.panel + kBlock);
     scratch.groups = groups.get<GroupWork>(kTileRows * (task.panel / p.group));
-    int8_t* bytes = codes.get<int8_t>(3 * width);
     RowTotals mine;
     memset(&mine, 0, sizeof mine);
     mine.non_finite_row = mine.step_overflow_row = -1;
-    const bool ready = scratch.merged != nullptr && scratch.groups != nullptr && bytes != nullptr;
-    for (int i = 0; ready && i < 3; ++i) scratch.codes[i] = bytes + i * width;
+    const bool ready = scratch.products != nullptr && scratch.merged != nullptr && scratch.codes != nullptr &&
+                       scratch.groups != nullptr;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks; ++i) {
       if (!ready) continue;
@@ -156,7 +174,8 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
   RowTask task{};
   task.params = &p;
   task.panel = panel_columns(p);
-  task.panel_pad = (task.panel + kPanelStep - 1) / kPanelStep * kPanelStep;
+  task.group_pad = (p.group + kPair - 1) / kPair * kPair;
+  task.panel_pad = (task.panel / p.group * task.group_pad + kPanelStep - 1) / kPanelStep * kPanelStep;
 
   Buffer a_buffer, b_buffer, sums_buffer, ranges_buffer;
   double* sums = sums_buffer.get<double>(p.rows * kSums);
@@ -175,9 +194,12 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
       const int64_t columns = p.columns - column0 < task.panel ? p.columns - column0 : task.panel;
       for (int64_t k = 0; k < p.rank; ++k) {
         float* to = a + (panel * p.rank + k) * task.panel_pad;
-        for (int64_t j = 0; j < columns; ++j) {
-          to[j] = element(p.lora_a, p.a_dtype, k * p.columns + column0 + j);
-          unusable |= !is_finite(to[j]);
+        for (int64_t first = 0; first < columns; first += p.group, to += task.group_pad) {
+          const int64_t at = k * p.columns + column0 + first;
+          const auto lay = p.a_dtype == kFloat32    ? lay_out<kFloat32>
+                           : p.a_dtype == kBFloat16 ? lay_out<kBFloat16>
+                                                    : lay_out<kFloat16>;
+          unusable |= lay(p.lora_a, at, p.group, p.weight_dtype, to) >= kInfBits;
         }
       }
     }
@@ -196,18 +218,20 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
     if (unusable) return {0, -1, 0};
   }
 
-  advise_large_pages(p.packed, p.rows * p.packed_stride);
-  if (p.merged != nullptr) advise_large_pages(p.merged, p.rows * p.columns * (p.weight_dtype == kFloat32 ? 4 : 2));
+  if (p.packed != nullptr) advise_large_pages(p.packed, p.rows * p.packed_stride);
+  const int64_t weight_bytes = p.rows * p.columns * (p.weight_dtype == kFloat32 ? 4 : 2);
+  if (p.merged != nullptr) advise_large_pages(p.merged, weight_bytes);
+  if (p.dequantized != nullptr) advise_large_pages(p.dequantized, weight_bytes);
 
   RowTotals totals;
   if (p.per_tensor) {
     // First pass: merge into `merged` and take the range. The second quantizes what the first one wrote.
-    RowRange* ranges = ranges_buffer.get<RowRange>(p.rows);
+    Range* ranges = ranges_buffer.get<Range>(p.rows);
     if (ranges == nullptr) return {-1, -1, 1};
     task.ranges = ranges;
     if (!run_rows(task, threads, isa, totals)) return {-1, -1, 1};
     if (totals.non_finite_row >= 0) return {totals.non_finite_row, -1, 0};
-    RowRange all = ranges[0];
+    Range all = ranges[0];
     for (int64_t row = 1; row < p.rows; ++row) {
       all.low_before = fminf(all.low_before, ranges[row].low_before);
       all.high_before = fmaxf(all.high_before, ranges[row].high_before);
@@ -218,7 +242,7 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
     task.tensor_before = grid_of_range(all.low_before, all.high_before, p.rule);
     task.tensor_after = grid_of_range(all.low_after, all.high_after, p.rule);
     if (!is_finite(task.tensor_before.step) || !is_finite(task.tensor_after.step)) return {-1, 0, 0};
-    p.scales[0] = task.tensor_after.step;
+    if (p.scales != nullptr) p.scales[0] = task.tensor_after.step;
     if (p.zeros != nullptr) p.zeros[0] = task.tensor_after.zero;
     if (p.rank > 0) {
       p.new_weight = p.merged;
@@ -229,6 +253,7 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
   if (!run_rows(task, threads, isa, totals)) return {-1, -1, 1};
   fault.non_finite_row = totals.non_finite_row;
   fault.step_overflow_row = totals.step_overflow_row;
+  if (p.counts == nullptr) return fault;
   if (p.per_tensor) {
     totals.counts[3] = task.tensor_before.step != task.tensor_after.step;
     totals.counts[4] = task.tensor_before.step == 0.0f;
