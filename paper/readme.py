@@ -1,6 +1,7 @@
 """Put measured results into README.md, so that no number in it is typed by hand.
 
 python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's
+python -m qru.ops.bench --json paper/records/kernel/<machine>.json         # keep a measurement of the kernel
 python paper/readme.py                             # rewrite README.md and its picture from the kept ones
 """
 
@@ -11,11 +12,12 @@ import re
 import sys
 from pathlib import Path
 
-from qru import budget, figures, records
+from qru import budget, figures, kernel_record, records
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
 README = PAPER.parent / "README.md"
+KERNELS = PAPER / "records" / "kernel"
 
 
 def keep(folders: list[str]) -> None:
@@ -38,6 +40,19 @@ def measured(timings: dict) -> str:
     return f"Measured on {timings['hardware']}:\n\n| | |\n|---|---|\n{rows}"
 
 
+def kernel(folder: Path) -> str:
+    """Speed of the kernel from the committed records, and what there is no record of."""
+    found = [kernel_record.checked(records.read_json(file), str(file)) for file in sorted(folder.glob("*.json"))]
+    parts = [kernel_record.summary(record) for record in found]
+    if parts:
+        parts.append(kernel_record.NOTE)
+    missing = sorted({"cpu", "cuda"} - {record["config"]["device"] for record in found})
+    words = {"cpu": "the CPU (`make bench` measures yours)", "cuda": "a GPU"}
+    if missing:
+        parts.append(f"No claim is made for the kernel's speed on {' or '.join(words[device] for device in missing)}.")
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     if sys.argv[1:]:
         keep(sys.argv[1:])
@@ -47,6 +62,7 @@ def main() -> None:
     page = block("verdict", verdict, page)
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
     page = block("budget", budget.table(), page)
+    page = block("kernel", kernel(KERNELS), page)
     README.write_text(page)
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")
 

@@ -115,3 +115,30 @@ def origin(record: dict[str, Any]) -> str:
     return (
         f"commit {(source['commit'] or 'unknown')[:10]}{changed}; {versions}; load before {source['load_before']:.1f}"
     )
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A Markdown paragraph and table: a row a shape and rank, contestants as multiples of our time."""
+    results = record["results"]
+    names = [
+        name for name in ("eager", "compile", "peft-bnb", "product") if all(name in r["contestants"] for r in results)
+    ]
+    head = ["matrix", "rank", "ms", "of the ceiling", *(NAMES[name] for name in names)]
+    lines = [
+        f"{record['config']['dtype']} to {record['config']['quantizer']} on {machine(record)}; medians of "
+        f"{results[0]['rounds']} interleaved runs, times ours with 95 % intervals; {origin(record)}.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for result in results:
+        ours, ceiling = result["contestants"]["ours"], result["ceilings"]["binds"]
+        cells = [
+            "{} × {}".format(*result["shape"]),
+            str(result["rank"]),
+            f"{ours['ms']:.3g}",
+            f"{result['share_of_ceiling']:.0%} ({'memory' if ceiling == 'memory' else 'multiply-adds'})",
+            *(ratio(result["contestants"][name]).replace("x [", "× [") for name in names),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -171,6 +171,17 @@ def test_words_of_a_record():
     assert kernel_record.ceiling_table(record).loc[("4 × 128", 8), "% of ceiling"] == 50.0
 
 
+def test_summary_of_a_record_in_markdown():
+    lines = kernel_record.summary(made_up()).splitlines()
+    assert lines[0].startswith("bfloat16 to rtn-int4-g128 on 2 threads of An Example (avx2); medians of 5 interleaved")
+    assert lines[2:] == [
+        "| matrix | rank | ms | of the ceiling | eager PyTorch |",
+        "|---|---|---|---|---|",
+        "| 4 × 128 | 1 | 2 | 50% (multiply-adds) | 10× [10, 10] |",
+        "| 4 × 128 | 8 | 2 | 50% (multiply-adds) | 10× [10, 10] |",
+    ]
+
+
 @pytest.mark.parametrize("value", [{}, [], {"kind": kernel_record.KIND}, {"kind": "run", "results": [1]}], ids=str)
 def test_other_records_are_refused(tmp_path, value):
     write_json(tmp_path / "x.json", value)
