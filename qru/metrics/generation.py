@@ -21,8 +21,8 @@ Sums run in another order in a batch than alone, so logits differ in their last 
 tokens that are that close could differ. Rows where a choice was that close (in float32: hardly ever) are generated
 again alone, so what is taken is what batch size 1 takes. The margin is ``NEAR_TIE_ULPS``: measured, with room, not
 proven; a model deep enough to amplify rounding beyond it could still differ, in rows that nobody could call settled.
-In bf16 or fp16 arithmetic such near-ties are everywhere, nothing is repeated, and batch sizes may differ as they do in
-every library.
+In bf16 or fp16 arithmetic such near-ties are everywhere, nothing is repeated, and batch sizes (and drafts) may differ
+as they do in every library; keep the model in float32 where that matters.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from qru.metrics.checks import (
     check_length,
     check_tokenizer,
     device_of,
+    embedded,
     encode,
     end_tokens,
     scoring,
@@ -48,6 +49,7 @@ MAX_CACHE_BYTES = 8 * 2**30
 # Tokens of the first draft, and how many times more each next one has. A first draft costs a model that has forgotten
 # little; one that still knows the text sees 128 tokens in three passes.
 FIRST_DRAFT, DRAFT_GROWTH = 8, 4
+MAX_DRAFT_LOGITS_BYTES = 2**30
 
 
 def greedy(
@@ -221,6 +223,7 @@ class _RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         length = self.get_seq_length()
+        indices = indices.to(self._keys.device)  # the layers of a model may lie on several
         self._keys, self._values = self._keys[indices], self._values[indices]
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
 
@@ -259,8 +262,9 @@ def _prefix_cache(model, ids: list[int]) -> DynamicCache | None:
 def _cache_bytes_per_token(model) -> int:
     """Keys and values of one token in all layers."""
     shape = model.config.get_text_config()
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    queries = getattr(shape, "num_attention_heads", 1)
+    heads = getattr(shape, "num_key_value_heads", None) or queries
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // queries
     return 2 * shape.num_hidden_layers * heads * size * model.dtype.itemsize
 
 
@@ -303,13 +307,14 @@ def _generate(
     doubtful = [False] * len(rows)
     alive = list(range(len(rows)))  # row of the batch -> row asked for
     running = set(alive)
+    most_logits = MAX_DRAFT_LOGITS_BYTES // (4 * embedded(model))
     pending, chunk = rows, FIRST_DRAFT  # what the cache does not hold yet, for each row of the batch
     while running:
         shown = [_draft(drafts[row], generated[row], chunk, max_new_tokens) if row in running else [] for row in alive]
         # A draft for some makes the others wait: it must be worth it for half of those that still run.
         if not allowance or 2 * sum(map(bool, shown)) < len(running):
             shown = [[]] * len(alive)
-        wide, long = max(map(len, pending)), min(max(map(len, shown)), allowance)
+        wide, long = max(map(len, pending)), min(max(map(len, shown)), allowance, most_logits // len(alive))
         shown = [draft[:long] for draft in shown]
         if long:
             allowance, chunk = allowance - long, chunk * DRAFT_GROWTH
