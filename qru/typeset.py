@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from qru.config import WHOLE
 from qru.records import Record, atomic_file, load_record, load_records, say, write_json
 from qru.registry import unknown
 from qru.style import precision_label
@@ -29,7 +30,7 @@ def chosen(files: Sequence[str] = (), scale: str = "mini") -> list[Record]:
     """The records that an artefact shows.
 
     Args:
-        files: record files; if there are none, the newest run of each method and arm is taken.
+        files: record files; if there are none, the newest run of each method and arm on the whole forget set.
         scale: of the runs, if no file is named.
 
     Raises:
@@ -37,7 +38,11 @@ def chosen(files: Sequence[str] = (), scale: str = "mini") -> list[Record]:
     """
     if files:
         return [load_record(file) for file in files]
-    runs = [record for record in load_records() if record.config["scale"] == scale]
+    runs = [
+        record
+        for record in load_records()
+        if record.config["scale"] == scale and record.config.get("forget_set", WHOLE) == WHOLE
+    ]
     if not runs:
         raise LookupError(f"no run at scale {scale}. Make one: papermill notebooks/02_unlearn.ipynb -p scale {scale}")
     newest = {tuple(record.config[key] for key in ("method", "adapter", "weights")): record for record in runs

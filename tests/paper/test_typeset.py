@@ -13,7 +13,7 @@ import typst as compiler
 from qru import figures, typeset
 from qru.records import SECTIONS, Record, load_record, write_json
 from qru.typeset import chosen, facts, latex, pdf, save_figure, save_scores, scores_latex, scores_typst, title
-from tests.synthetic import PRECISIONS, synthetic_record
+from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
 
 PAPER = Path(__file__).resolve().parents[2] / "paper"
 
@@ -115,3 +115,10 @@ def test_an_artefact_without_runs_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.setenv("QRU_HOME", str(tmp_path))
     with pytest.raises(LookupError, match=r"papermill notebooks/02_unlearn\.ipynb -p scale smoke"):
         chosen(scale="smoke")
+
+
+def test_a_run_on_a_part_of_the_forget_set_is_not_taken_for_one_on_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("QRU_HOME", str(tmp_path))
+    write_record(synthetic_record("full"), tmp_path / "runs" / "whole" / "record.json")
+    write_record(forget_set_records("sust")[-1], tmp_path / "runs" / "part" / "record.json")
+    assert [record.path.parent.name for record in chosen()] == ["whole"]
