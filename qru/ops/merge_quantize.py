@@ -296,6 +296,13 @@ def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, p
         raise ValueError(f"{where}precision is {precision!r}; choose one of {list(PRECISIONS)}, perhaps {near[0]!r}")
     if not isinstance(spec, QuantSpec):
         raise ValueError(f"{where}spec is {spec!r}; give a QuantSpec (QuantSpec.parse reads a name)")
+    given = {"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "new_weight": new_weight}
+    for label, tensor in given.items():
+        if tensor is None and label != "weight":
+            continue
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            kind = getattr(tensor, "layout", type(tensor).__name__)
+            raise ValueError(f"{where}{label} is {kind}; give a dense torch.Tensor")
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(f"{where}weight has shape {tuple(weight.shape)}; it must be (out, in) and not empty")
     if weight.dtype not in WEIGHT_DTYPES:
@@ -308,7 +315,7 @@ def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, p
         raise ValueError(
             f'{where}precision is "tensor-core" and the weight is on the CPU; use "exact", or move it to CUDA'
         )
-    if threads is not None and threads < 1:
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise ValueError(f"{where}threads is {threads}; give at least 1, or None for torch.get_num_threads()")
     rows, columns = weight.shape
     if lora_A is not None:
@@ -321,6 +328,8 @@ def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, p
         for label, tensor in (("lora_A", lora_A), ("lora_B", lora_B)):
             if tensor.dtype not in (torch.float32, weight.dtype):
                 raise ValueError(f"{where}{label} is {tensor.dtype}; it must be float32 or the weight's {weight.dtype}")
+        if isinstance(scaling, str) or scaling is None:
+            raise ValueError(f"{where}scaling is {scaling!r}; it must be a number, alpha / r of the adapter")
         if not torch.isfinite(torch.tensor(scaling, dtype=torch.float32)):
             raise ValueError(f"{where}scaling is {scaling}; it must be finite")
     if new_weight is not None and (new_weight.shape != weight.shape or new_weight.dtype != weight.dtype):

@@ -67,6 +67,14 @@ def test_shapes_and_types(run):
         ({"weight": weight, "new_weight": weight.bfloat16()}, "both must agree"),
         ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": float("nan")}, "scaling is nan"),
         ({"weight": weight, "threads": 0}, "threads is 0"),
+        ({"weight": weight, "threads": 2.5}, "threads is 2.5"),
+        ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": 1e39}, "must be finite"),  # Inf in float32
+        ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": None}, "scaling is None"),
+        ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": "2"}, "scaling is '2'"),
+        ({"weight": None}, "weight is NoneType; give a dense"),
+        ({"weight": weight.numpy()}, "weight is ndarray; give a dense"),
+        ({"weight": weight.to_sparse()}, "weight is torch.sparse_coo; give a dense"),
+        ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B.tolist()}, "lora_B is list; give a dense"),
         ({"weight": weight, "spec": "rtn-int4-g128"}, "give a QuantSpec"),
         ({"weight": weight, "new_weight": weight.to("meta")}, "is on meta"),
     ]
