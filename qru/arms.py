@@ -13,7 +13,7 @@ from IPython.display import Markdown, clear_output
 
 from qru import checkpoint, forget_sets, models, paths, pipeline, records
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
-from qru.defaults import resolve
+from qru.defaults import MUSE_MODELS, hub_corpus, resolve
 from qru.ops import QuantSpec
 from qru.ops.grid import group_width
 from qru.records import Record
@@ -118,6 +118,7 @@ def check_grids(
     bits: Sequence[int | str],
     groups: Sequence[str],
     stored: Sequence[str] = (),
+    corpus: str = "books",
     scale: str = "mini",
     target: str | None = None,
 ) -> QuantSpec:
@@ -127,8 +128,8 @@ def check_grids(
         quantizer: name of the grid whose weights are drawn one by one: symmetric, with groups wide enough for that.
         bits, groups: of the overview, as in quantizer names: 2, 3, 4 or 8, and ``"g64"``, ``"row"`` or ``"tensor"``.
         stored: runs to look at, by the names of their folders; none: runs of ``scale``.
-        scale: of the runs if none is named.
-        target: the model that they start from, if it is none of the embedded ones.
+        corpus, scale: of the runs if none is named.
+        target: the model that they start from, if it is none that corpus and scale bring.
 
     Returns:
         The spec of ``quantizer``.
@@ -142,14 +143,14 @@ def check_grids(
             raise ValueError(f"{name} is empty; the overview needs at least one.")
     spec = QuantSpec.parse(quantizer)
     grids = [spec, *(QuantSpec.parse(f"rtn-int{n}-{group}") for n in bits for group in groups)]
-    started = [(scale, target)]
-    if stored:
-        started = [(record.config["scale"], record.config.get("target")) for record in stored_or_run(stored)]
-    shapes = [
-        shape
-        for scale, name in dict.fromkeys(started)
-        for shape in models.layer_shapes(scale, checkpoint.located(name, "target") if name else None).items()
-    ]
+    found = stored_or_run(stored) if stored else []
+    if found:  # the result of a run has the layers of the target that it started from, wherever that is now
+        runs = [(r.config["scale"], r.path.parent / "model" if r.config.get("target") else None) for r in found]
+    else:
+        brought = MUSE_MODELS.get(hub_corpus(corpus) or "", {}).get("target") if scale == "muse" else None
+        named = target or brought
+        runs = [(scale, checkpoint.located(named, "target") if named else None)]
+    shapes = [shape for run in dict.fromkeys(runs) for shape in models.layer_shapes(*run).items()]
     for name, shape in shapes:
         for grid in grids:
             group_width(shape, grid, name)

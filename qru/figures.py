@@ -76,11 +76,24 @@ def finished(figure: Figure) -> Figure:
     return figure
 
 
+def sentence(text: str) -> Figure:
+    """A figure of one line, where there is nothing to draw."""
+    with drawing():
+        figure, ax = plt.subplots(figsize=(10, 0.6))  # notebooks show no figure without axes
+        ax.axis("off")
+        ax.text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
+    return finished(figure)
+
+
 def scores_by_precision(
     *records: Record, metrics: Sequence[str] = ("verbmem", "knowmem", "privleak", "utility")
 ) -> Figure:
-    """Each metric over precisions with 95 % intervals: the target, every unlearned arm, the retrained model."""
+    """Each metric over precisions with 95 % intervals: the target, every unlearned arm, the retrained model.
+
+    Metrics that the corpus has no examples of are left out.
+    """
     frame = score_frame(labelled(*records))
+    metrics = [metric for metric in metrics if metric in set(frame["metric"])]
     models, precisions = list(frame["model"].unique()), list(frame["precision"].unique())
     look = looks(models)
     with drawing():
@@ -112,14 +125,23 @@ def scores_by_precision(
 
 
 def forget_utility(*records: Record) -> Figure:
-    """Forgetting against utility: arrows from each model in bf16 to its quantized versions; to the right is memory."""
+    """Forgetting against utility: arrows from each model in bf16 to its quantized versions; to the right is memory.
+
+    A corpus without questions on what is kept has no utility, and gets a sentence in place of the picture.
+    """
     frame = score_frame(labelled(*records))
+    titles = {"verbmem": "forgotten text (VerbMem)", "knowmem": "forgotten knowledge (KnowMem)"}
+    titles = {metric: title for metric, title in titles.items() if metric in set(frame["metric"])}
+    if not titles or "utility" not in set(frame["metric"]):
+        return sentence(
+            "The corpus has no questions on what is kept, so there is no utility to set forgetting against."
+        )
     wide = frame.pivot(index=["model", "precision"], columns="metric", values=["value", "low", "high"])
     models, precisions = list(frame["model"].unique()), list(frame["precision"].unique())
     look = looks(models)
-    titles = {"verbmem": "forgotten text (VerbMem)", "knowmem": "forgotten knowledge (KnowMem)"}
     with drawing():
-        figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True)
+        figure, axes = plt.subplots(1, len(titles), figsize=(5 * len(titles), 5), sharey=True, squeeze=False)
+        axes = axes[0]
         for ax, (metric, title) in zip(axes, titles.items(), strict=True):
             ax.grid(True, axis="both")
             for model in models:

@@ -164,6 +164,12 @@ def _found(configs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict, dict]:
         _check_has_models(config)
     configs = [_checked(config, None) for config in configs]  # what needs no corpus and no model comes first
     corpora = {(c.corpus, c.scale): corpus_of(c.corpus, c.scale) for c in configs}
+    for corpus in corpora.values():
+        if not corpus.measurable:
+            raise ValueError(
+                f"corpus {corpus.name!r} has nothing to measure with: give it verbmem/, knowmem/ or privleak/ (forget "
+                "and holdout)."
+            )
     came = {_names(c): c for c in configs if c.target is not None}
     came = {names: models.given(*names) for names in came}
     return [_checked(config, came.get(_names(config))) for config in configs], corpora, came

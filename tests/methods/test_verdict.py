@@ -62,3 +62,29 @@ def test_nothing_forgotten_is_no_recovery():
 def test_only_text_was_forgotten():
     line = sentences(scores((0.1, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
     assert "100 % [100, 100] of the forgotten text (no measurable knowledge was forgotten): it comes back." in line
+
+
+def without(found, *metrics):
+    return {
+        model: {p: {m: s for m, s in by.items() if m not in metrics} for p, by in ps.items()}
+        for model, ps in found.items()
+    }
+
+
+def test_a_corpus_without_questions():
+    found = without(scores((0.1, 0.2), (0.5, 0.2), (0.9, 1.0)), "knowmem", "utility")
+    shares = recovered(found)["rtn-int4-g128"]
+    assert shares["verbmem"]["value"] == pytest.approx(50)
+    assert not shares["knowmem"]["defined"]
+    assert shares["recovers"]["recovers"]
+    first, second = sentences(found, CONFIG)
+    assert first == "npo_gdr, full fine-tuning, bf16 weights, in bf16 (percent): text 90 → 10."
+    assert second == "under rtn-int4-g128 the model regains 50 % [50, 50] of the forgotten text: it comes back."
+
+
+def test_a_corpus_without_forget_examples():
+    found = without(scores((0.1, 0.2), (0.5, 0.2), (0.9, 1.0)), "knowmem", "verbmem")
+    assert not recovered(found)["rtn-int4-g128"]["recovers"]["recovers"]
+    first, second = sentences(found, CONFIG)
+    assert first.endswith("in bf16 (percent): utility 90 → 90.")
+    assert "nothing measurable was forgotten" in second

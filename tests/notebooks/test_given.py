@@ -12,7 +12,7 @@ from qru.corpora import load_corpus
 from qru.records import load_records
 from tests.methods.checkpoints import write_checkpoint
 from tests.muse_folder import write_muse_folder
-from tests.notebooks.test_notebooks import papermill
+from tests.notebooks.test_notebooks import MAIN, papermill
 
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128")
 
@@ -58,3 +58,28 @@ def test_the_main_notebook_runs_on_given_models_at_the_scale_of_muse(home, adapt
     assert json.loads((record.path.parent / "model" / "config.json").read_text())["model_type"] == "llama"
     report = compress.audit(home / "target", record.path.parent / ("adapter" if adapter == "lora" else "model"))
     assert report["total"]["moved"] == crossed["total"]["moved"]
+
+
+@pytest.mark.slow
+def test_own_texts_and_a_chat_model_with_tied_embeddings(tmp_path):
+    """No questions, no holdout, no BOS; prompts go through the chat template."""
+    corpus = load_corpus("books", scale="smoke")
+    texts = [("forget", text) for text in corpus.raw["forget"]] + [("retain", text) for text in corpus.raw["retain1"]]
+    lines = [json.dumps({"text": text, "split": split}) for split, text in texts]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    for seed, name in enumerate(("target", "retrained")):
+        write_checkpoint(tmp_path / name, "qwen2", [text for _, text in texts], seed)
+    given = {"corpus": "mine.jsonl", "target": "./target", "retrained": "./retrained", "chat_template": True}
+    parameters = given | {"scale": "smoke", "adapter": "lora", "quantizers": "rtn-int4-g64", "beside": ""}
+    options = [part for name, value in parameters.items() for part in ("-p", name, value)]
+    ran = papermill(tmp_path, MAIN, tmp_path / "out.ipynb", *options, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    (record,) = load_records(tmp_path / "runs")
+    assert set(record.scores["unlearned"]["rtn-int4-g64"]) == {"verbmem"}
+    assert record.config["chat_template"] is True
+    assert len(record.provenance["models"]["target"]) == 64  # a digest of content
+
+    # From JupyterLab's folder, where the relative names lead nowhere, the weights are still found.
+    options = ["-p", "stored", record.path.parent.name, "-p", "groups", "g64,row", "-p", "quantizer", "rtn-int4-g64"]
+    again = papermill(tmp_path, "03_crossings.ipynb", tmp_path / "03.ipynb", *options, cwd=MAIN.parent)
+    assert again.returncode == 0, again.stderr[-4000:]
