@@ -17,6 +17,7 @@
 //
 // Without counts only the merged weight's grid and codes are taken; `dequantized` then leaves instead of codes.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda_device.h"
 #include "merge_quantize_cuda.h"
@@ -55,6 +56,18 @@ __device__ __forceinline__ float element(const void* p, int dtype, int64_t i) {
   if (dtype == kFloat32) return __ldg(static_cast<const float*>(p) + i);
   const uint16_t h = __ldg(static_cast<const uint16_t*>(p) + i);
   return dtype == kBFloat16 ? bfloat16_to_float(h) : half_bits_to_float(h);
+}
+
+// Calls `body` with the type as a constant, so that loops over elements do not ask for it again.
+template <typename Body>
+__device__ __forceinline__ void with_type(int dtype, const Body& body) {
+  if (dtype == kFloat32) {
+    body(std::integral_constant<int, kFloat32>{});
+  } else if (dtype == kBFloat16) {
+    body(std::integral_constant<int, kBFloat16>{});
+  } else {
+    body(std::integral_constant<int, kFloat16>{});
+  }
 }
 
 __device__ __forceinline__ void set_element(void* p, int dtype, int64_t i, float x) {
@@ -151,15 +164,22 @@ __device__ __noinline__ void exact_product(const MergeQuantizeParams& p, float* 
     const int c = threadIdx.x;  // one column of A a thread
     const int place = c % kPerLane / 4 * 128 + c / kPerLane * 4 + c % 4;
     const bool valid = column0 + c < p.columns;
+    with_type(p.a_dtype, [&](auto type) {
+      int64_t at = k0 * p.columns + column0 + c;
 #pragma unroll 4
-    for (int k = 0; k < ranks; ++k) {
-      a_chunk[k * kTileColumns + place] =
-          valid ? element(p.lora_a, p.a_dtype, (k0 + k) * p.columns + column0 + c) : 0.0f;
-    }
-    for (int i = threadIdx.x; i < kTileRows * ranks; i += kThreads) {
-      const int r = i / ranks, k = i % ranks;
-      b_chunk[k * kBStride + r] = row0 + r < p.rows ? element(p.lora_b, p.b_dtype, (row0 + r) * p.rank + k0 + k) : 0.0f;
-    }
+      for (int k = 0; k < ranks; ++k, at += p.columns) {
+        a_chunk[k * kTileColumns + place] = valid ? element(p.lora_a, decltype(type)::value, at) : 0.0f;
+      }
+    });
+    const int k = threadIdx.x % kChunk;
+    with_type(p.b_dtype, [&](auto type) {
+      if (k >= ranks) return;
+#pragma unroll 4
+      for (int r = threadIdx.x / kChunk; r < kTileRows; r += kThreads / kChunk) {
+        const int64_t at = (row0 + r) * p.rank + k0 + k;
+        b_chunk[k * kBStride + r] = row0 + r < p.rows ? element(p.lora_b, decltype(type)::value, at) : 0.0f;
+      }
+    });
     __syncthreads();
 #pragma unroll 2
     for (int k = 0; k < ranks; ++k) {
@@ -237,24 +257,29 @@ __device__ __noinline__ bool tensor_product(const MergeQuantizeParams& p, float*
     const int pairs = (ranks + 15) / 16 * 8;
     bool normal = true;
     __syncthreads();
-    {
-      const int c = threadIdx.x;
-      const bool valid = column0 + c < p.columns;
-      const int64_t at = k0 * p.columns + column0 + c;
-#pragma unroll 4
-      for (int i = 0; i < pairs; ++i) {
-        const float x0 = valid && 2 * i < ranks ? element(p.lora_a, p.a_dtype, at + 2 * i * p.columns) : 0.0f;
-        const float x1 = valid && 2 * i + 1 < ranks ? element(p.lora_a, p.a_dtype, at + (2 * i + 1) * p.columns) : 0.0f;
+    const int c = threadIdx.x;  // one column of A a thread
+    const bool valid = column0 + c < p.columns;
+    with_type(p.a_dtype, [&](auto type) {
+      int64_t at = k0 * p.columns + column0 + c;
+#pragma unroll 2
+      for (int i = 0; i < pairs; ++i, at += 2 * p.columns) {
+        const float x0 = valid && 2 * i < ranks ? element(p.lora_a, decltype(type)::value, at) : 0.0f;
+        const float x1 = valid && 2 * i + 1 < ranks ? element(p.lora_a, decltype(type)::value, at + p.columns) : 0.0f;
         normal &= store_split(a_split + i * kASplitStride + c, kPairs * kASplitStride, x0, x1);
       }
-      for (int i = threadIdx.x; i < kTileRows * pairs; i += kThreads) {
-        const int r = i / pairs, k = i % pairs * 2;
-        const int64_t from = (row0 + r) * p.rank + k0 + k;
-        const float x0 = row0 + r < p.rows && k < ranks ? element(p.lora_b, p.b_dtype, from) : 0.0f;
-        const float x1 = row0 + r < p.rows && k + 1 < ranks ? element(p.lora_b, p.b_dtype, from + 1) : 0.0f;
-        normal &= store_split(b_split + k / 2 * kBSplitStride + r, kPairs * kBSplitStride, x0, x1);
+    });
+    const int i = threadIdx.x % kPairs;
+    with_type(p.b_dtype, [&](auto type) {
+      if (i >= pairs) return;
+#pragma unroll 2
+      for (int r = threadIdx.x / kPairs; r < kTileRows; r += kThreads / kPairs) {
+        const int64_t at = (row0 + r) * p.rank + k0 + 2 * i;
+        const bool live = row0 + r < p.rows;
+        const float x0 = live && 2 * i < ranks ? element(p.lora_b, decltype(type)::value, at) : 0.0f;
+        const float x1 = live && 2 * i + 1 < ranks ? element(p.lora_b, decltype(type)::value, at + 1) : 0.0f;
+        normal &= store_split(b_split + i * kBSplitStride + r, kPairs * kBSplitStride, x0, x1);
       }
-    }
+    });
     if (__syncthreads_or(!normal)) return false;
     for (int pair0 = 0; pair0 < pairs; pair0 += 8) {
       uint32_t b[kTerms][4];
@@ -362,7 +387,7 @@ __device__ __forceinline__ float rounded_level(float w, float factor, float offs
 }
 
 // How near a tie a quotient by reciprocal may come before it is divided: its error is below 2^-13 for 8 bits (2^-18 for
-// fewer), see above: the factor, the offset and the saturated sum err by 2^-23, 2^-24 and 2^-25, times L.
+// fewer), see above: the factor and the offset err by 2^-23 of themselves, the saturated sum by 2^-25, all times L.
 __device__ __forceinline__ float near_tie_of(const GridRule& rule) {
   return rule.bits == 8 ? 0.5f - 1.2207031e-4f : 0.5f - 1.5258789e-5f;
 }
@@ -458,7 +483,9 @@ __device__ __forceinline__ Ranges ranges_of(const Eight<kType>& w, const Eight<k
       r.high1 = larger(r.high1, kSymmetric ? fabsf(m.x[j]) : m.x[j]);
       if constexpr (!kSymmetric) r.low0 = smaller(r.low0, w.x[j]), r.low1 = smaller(r.low1, m.x[j]);
     }
-    for (int offset = 1; offset < lanes_per_group; offset *= 2) {
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2) {
+      const int offset = i & (lanes_per_group - 1);  // beyond the group: the lane's own
       r.high0 = larger(r.high0, __shfl_xor_sync(kAll, r.high0, offset));
       r.high1 = larger(r.high1, __shfl_xor_sync(kAll, r.high1, offset));
       if constexpr (!kSymmetric) {
@@ -484,7 +511,9 @@ __device__ __forceinline__ Ranges ranges_of(const Eight<kType>& w, const Eight<k
     if constexpr (!kSymmetric) {
       low = smaller_pair<kType>(bytes_of(low0, low1, 0x5410), bytes_of(low0, low1, 0x7632));
     }
-    for (int offset = 1; offset < lanes_per_group; offset *= 2) {
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2) {
+      const int offset = i & (lanes_per_group - 1);  // beyond the group: the lane's own
       high = larger_pair<kType>(high, __shfl_xor_sync(kAll, high, offset));
       if constexpr (!kSymmetric) low = smaller_pair<kType>(low, __shfl_xor_sync(kAll, low, offset));
     }
@@ -557,14 +586,14 @@ struct Epilogue {
   const MergeQuantizeParams& p;
   Tally& tally;
   int* histogram;
-  float levels;
+  float levels, per_level;  // L and 1 / L
 
   // By multiplication; false if a quotient comes so near a tie that it must be divided. Nothing is kept then.
   template <bool kSnapped>
   __device__ __forceinline__ bool fast(const Eight<kType>& w8, const Eight<kType>& m8, const Plan& before,
                                        const Plan& after, int64_t row, int64_t column) const {
     const float origin = kSnapped ? kSnap : 0.0f;
-    const float offset0 = -before.low / levels, offset1 = -after.low / levels;
+    const float offset0 = -before.low * per_level, offset1 = -after.low * per_level;
     const float origin0 = origin + before.low, origin1 = origin + after.low;
     float y0[kPerLane], yf[kPerLane], y1[kPerLane], off = 0.0f;
 #pragma unroll
@@ -663,11 +692,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = tile.row() + warp * kRowsPerWarp;
   const bool inside = column < p.columns;
   Tally tally{};
-  const Epilogue<kType, kSymmetric, kCount> epilogue{p, tally, histogram, levels_of(p.rule)};
+  const float levels = levels_of(p.rule);
+  const Epilogue<kType, kSymmetric, kCount> epilogue{p, tally, histogram, levels, divided(1.0f, levels)};
   const int lanes_per_group = static_cast<int>(p.group) / kPerLane;
-  const int per_row = 32 / lanes_per_group;
+  const int group_shift = 31 - __clz(lanes_per_group), row_shift = 5 - group_shift;  // powers of two all
+  const int per_row = 1 << row_shift;
   const int batch = lanes_per_group < kRowsPerWarp ? lanes_per_group : kRowsPerWarp;  // batch * per_row <= kEntries
-  const int entries = batch * per_row;
+  const int entries = batch << row_shift;
   for (int i0 = 0; i0 < kRowsPerWarp; i0 += batch) {
     if (first_row + i0 >= p.rows) break;  // the same for the whole warp
     // Merge, and the range of every group. The merged weights (and 16-bit weights) take the products' place.
@@ -699,7 +730,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             make_float4(float_of(m.words[0]), float_of(m.words[1]), float_of(m.words[2]), float_of(m.words[3]));
       }
       const Ranges r = ranges_of<kType, kSymmetric>(w, m, lanes_per_group);
-      if (lane % lanes_per_group == 0) ranges[warp][(i - i0) * per_row + lane / lanes_per_group] = r;
+      if ((lane & (lanes_per_group - 1)) == 0) ranges[warp][((i - i0) << row_shift) + (lane >> group_shift)] = r;
     }
     __syncwarp();
     // A grid a lane.
@@ -713,7 +744,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncwarp();
     if (lane < entries) {
-      const int64_t row = first_row + i0 + lane / per_row, at = column0 + lane % per_row * p.group;
+      const int64_t row = first_row + i0 + (lane >> row_shift), at = column0 + (lane & (per_row - 1)) * p.group;
       if (row < p.rows && at < p.columns) {
         const Plan after = plans[warp][lane][1];
         int kind = after.kind;
@@ -722,7 +753,8 @@ __global__ void __launch_bounds__(kThreads, 2)
           kind = max(kind, before.kind);
           tally.steps_moved += before.step != after.step;
           tally.zero_groups += before.step == 0.0f;
-          const int64_t index = row * (p.columns / p.group) + at / p.group;
+          const int log_group = group_shift + 3;
+          const int64_t index = row * (p.columns >> log_group) + (at >> log_group);
           p.scales[index] = after.step;
           if (!kSymmetric) p.zeros[index] = zero_of(after, p.rule);
         }
@@ -735,7 +767,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int i = i0; i < i0 + batch; ++i) {
       const int64_t row = first_row + i;
       if (!inside || row >= p.rows) break;
-      const int entry = (i - i0) * per_row + lane / lanes_per_group;
+      const int entry = ((i - i0) << row_shift) + (lane >> group_shift);
       const Plan after = plans[warp][entry][1];
       const Plan before = kCount ? plans[warp][entry][0] : after;
       const int kind = max(before.kind, after.kind);
@@ -770,7 +802,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // ---- any other shape ------------------------------------------------------------------------------------------------
 
 // The merged weight of a tile, for grids that span more than a tile or do not fit its vectors.
-__global__ void __launch_bounds__(kThreads, 2) merge_tiles(const __grid_constant__ MergeQuantizeParams p) {
+__global__ void __launch_bounds__(kThreads) merge_tiles(const __grid_constant__ MergeQuantizeParams p) {
   QRU_DYNAMIC_SHARED(float, staged);
   product(p, staged);
   const Tile tile = tile_of(p);

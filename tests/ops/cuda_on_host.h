@@ -234,6 +234,7 @@ inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
+inline int __clz(int x) { return __builtin_clz(static_cast<unsigned>(x)); }
 using std::max;
 using std::min;
 
