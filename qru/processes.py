@@ -10,6 +10,7 @@ the processes, so ``accelerate launch`` and ``torchrun`` both work.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,7 +29,15 @@ PATIENCE = timedelta(hours=2)
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes that ``torchrun`` or ``accelerate launch`` started; alone, nothing happens."""
+    """Meet the other processes that ``torchrun`` or ``accelerate launch`` started; alone, nothing happens.
+
+    Raises:
+        ValueError: ``accelerate launch`` was told to use DeepSpeed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise ValueError("weights are sharded by PyTorch here: launch without --use_deepspeed.")
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        os.environ.pop(name, None)  # or transformers would leave weights empty for accelerate's own wrapping to fill
     PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
@@ -60,7 +69,7 @@ def rank() -> int:
 
 def _device() -> torch.device:
     """Where what is sent must lie."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
 
 
 def totals(values: Sequence[float]) -> list[float]:

@@ -39,7 +39,8 @@ def start(made, tokenizer, tmp_path_factory):
 def torchrun(*arguments) -> subprocess.Popen:
     """Two processes of ``several_processes``, in a session of their own."""
     command = [*RUN, several_processes.__file__, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    accelerate = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}  # as accelerate launch sets
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | accelerate
     return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
