@@ -224,9 +224,9 @@ def test_forget_sets_of_growing_size_and_one_after_another(ran, qru_home, tmp_pa
     sets = [record for record in load_records(qru_home / "runs") if "forget_set" in record.extra]
     assert {record.config["forget_set"] for record in sets} >= {*FORGET_SETS} - {"all"}
     for record in sets:
-        if record.config["method"] == "ga_gdr" and record.config["quantizers"] == ["rtn-int4-g128"]:
+        if record.config["method"] == "npo_gdr" and record.config["quantizers"] == ["rtn-int4-g128"]:
             assert f"record: {record.path}" in again.stderr
-    assert "ga_gdr full bf16: requests one after another:\nafter 3, 6, 9 and 12 documents" in again.stderr
+    assert "npo_gdr full bf16: requests one after another:\nafter 3, 6, 9 and 12 documents" in again.stderr
 
 
 @pytest.mark.slow
