@@ -1,14 +1,23 @@
 // Rows of merge_quantize, compiled three times: QRU_ISA_AVX512, QRU_ISA_AVX2, or neither.
 //
-//   columns ->   panel 0 (whole groups, ~256)   panel 1   ...
-//   6 rows    [ B (6 x r, broadcast) x A panel (r x panel, packed, in L1/L2) -> tile, in registers, then L1 ]
-//             per row and group: merge, round to the stored type, range -> grid    (reads weight once)
-//                                quantize three ways, count, add up the four sums  (weight and merged again, from L1)
+//   columns ->   panel 0 (whole groups, ~512)   panel 1   ...
+//   6 rows    [ B (6 x r, broadcast) x A panel (r x panel, packed, in L2) -> tile, in registers ]
+//             per row of a tile: merge, round to the stored type -> L1             (reads weight once)
+//             per row and group: range -> grid                                     (weight and merged, from L1)
+//                                quantize three ways, count, add up the four sums  (weight and merged, from L1)
 //             per row and panel: pack, write                                       (codes once)
 //
-// A thread owns blocks of 48 rows and walks each panel by panel. All memory a tile will touch is asked for one tile
+// A thread owns blocks of 96 rows and walks each panel by panel. All memory a tile will touch is asked for one tile
 // ahead, what it writes with the right to write: waiting for the lines of the codes alone cost 15 cycles per 16
-// weights.
+// weights. Only the AVX-512 tile is wide enough to merge in registers, and only where groups are whole pairs of
+// vectors; otherwise products pass through memory.
+//
+// Cycles per 16 weights on one Zen 4 core (512-bit operations at half rate: one FMA and one addition a cycle),
+// bfloat16, int4 in groups of 128: 104 at r = 64, of which the product is 68 (floor 64), and 52 at r = 16. Of the other
+// 35, quantizing and counting take about 20 (16 once everything is in L1; some 30 vector operations at two a cycle are
+// 15), grids 4, merging and measuring 5, packing 2 to 3. Tried without gain: sixteen groups' divisions at once (the
+// floats stored one by one stall the vector load behind them); a branch for groups whose step did not move
+// (mispredicted, 4 cycles). Stores past the cache save one cycle but send whoever reads the codes next to memory.
 //
 // Weights go by 64: two pairs of vectors; of a bfloat16 pair one vector holds the even columns and the other the odd
 // ones, which costs a shift and a mask (A's panels have the same order). Codes of all three kinds are narrowed to
@@ -56,10 +65,9 @@ QRU_INLINE const char* at_weight(const void* p, int type, int64_t i) {
   return static_cast<const char*>(p) + i * size_of(type);
 }
 
-// out[i][j] = sum_k b[i][k] * a[k][j], k ascending, one FMA each; 6 rows by kTileVectors * 16 columns.
-template <int kVectors>
-QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* const* b, int64_t rank, float* out,
-                               int64_t out_stride) {
+// sum_k b[i][k] * a[k][j], k ascending, one FMA each; 6 rows by kVectors * 16 columns, each row handed to `finish`.
+template <int kVectors, typename Finish>
+QRU_INLINE void product_tile(const float* a, int64_t a_stride, const float* const* b, int64_t rank, Finish finish) {
   V acc[kTileRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i)
@@ -77,9 +85,29 @@ QRU_NOINLINE void product_tile(const float* a, int64_t a_stride, const float* co
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kTileRows; ++i)
+  for (int i = 0; i < kTileRows; ++i) finish(i, acc[i]);
+}
+template <int kVectors>
+QRU_NOINLINE void product_to_memory(const float* a, int64_t a_stride, const float* const* b, int64_t rank, float* out,
+                                    int64_t out_stride) {
+  product_tile<kVectors>(a, a_stride, b, rank, [&](int i, const V* acc) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * kLane, acc[i][j]);
+    for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * kLane, acc[j]);
+  });
+}
+// The same, merged with the weights at weight[i] before it leaves the registers.
+template <int kVectors, int kType>
+QRU_NOINLINE void product_merged(const float* a, int64_t a_stride, const float* const* b, int64_t rank,
+                                 const char* const* weight, float scaling, char* merged, int64_t merged_stride) {
+  product_tile<kVectors>(a, a_stride, b, rank, [&](int i, const V* acc) __attribute__((always_inline)) {
+    const V scale = set1(scaling);
+#pragma GCC unroll 8
+    for (int j = 0; j + 1 < kVectors; j += 2) {
+      const Pair w = widened<kType>(load_raw<kType>(weight[i] + j * kLane * size_of(kType)));
+      store_raw<kType>(merged + (i * merged_stride + j * kLane) * size_of(kType),
+                       rounded<kType>({fma(scale, acc[j], w.a), fma(scale, acc[j + 1], w.b)}));
+    }
+  });
 }
 
 // What is left of a group after whole steps of kStep weights, copied to `spare` and padded with zeros. Loops read it in
@@ -147,18 +175,10 @@ struct Tally {
   uint32_t jumps[4][256];          // codes that changed by more; four, so that an increment need not wait for another
 };
 
-QRU_INLINE void count_block(Block before, Block frozen, Block after, Tally& tally) {
-  const Block jump = difference(larger_bytes(before, after), smaller_bytes(before, after));
-  const int changed = __builtin_popcountll(differing(before, after));
-  uint64_t far = above_one(jump);
-  tally.crossed += __builtin_popcountll(differing(before, frozen));
-  tally.changed += changed;
-  tally.near += changed - __builtin_popcountll(far);
-  if (far != 0) {
-    alignas(64) uint8_t x[kBlock];
-    store_block(x, jump);
-    for (int i = 0; far != 0; far &= far - 1, ++i) ++tally.jumps[i % 4][x[__builtin_ctzll(far)]];
-  }
+QRU_INLINE void count_jumps(Block jump, uint64_t which, Tally& tally) {
+  alignas(64) uint8_t x[kBlock];
+  store_block(x, jump);
+  for (int i = 0; which != 0; which &= which - 1, ++i) ++tally.jumps[i % 4][x[__builtin_ctzll(which)]];
 }
 
 // Codes and sums of one group by vectors.
@@ -171,6 +191,7 @@ QRU_NOINLINE void quantize_group(const void* weight, const void* merged, int64_t
   const V rounder = set1(kRounder), none = set1(0.0f), near_tie = set1(near_tie_of(bits));
   const Block bottom = same_bytes(static_cast<int8_t>(grid0.low)), top = same_bytes(static_cast<int8_t>(grid0.high));
   U moved = tally.moved;
+  int64_t crossed = 0, changed = 0, beyond = 0;
   alignas(64) char spare[2][kBlock * 4];
   const char* weight_tail = tail_of<kType, kBlock>(weight, width, spare[0]);
   const char* merged_tail = tail_of<kType, kBlock>(merged, width, spare[1]);
@@ -252,17 +273,26 @@ QRU_NOINLINE void quantize_group(const void* weight, const void* merged, int64_t
         frozen = larger_bytes(smaller_bytes(frozen, top), bottom);
         after = smaller_bytes(after, top);
       }
-      store_block(codes + j, after);
+      const Block ordered = in_order(after);
+      store_block(codes + j, ordered);
       if (!kSymmetric && n < kBlock) {
-        before = keep_bytes(before, n);
-        frozen = keep_bytes(frozen, n);
-        after = keep_bytes(after, n);
+        before = keep_bytes(in_order(before), n);
+        frozen = keep_bytes(in_order(frozen), n);
+        after = keep_bytes(ordered, n);
       }
-      count_block(before, frozen, after, tally);
+      const Block jump = difference(larger_bytes(before, after), smaller_bytes(before, after));
+      const uint64_t far = above_one(jump);
+      crossed += __builtin_popcountll(differing(before, frozen));
+      changed += __builtin_popcountll(differing(before, after));
+      beyond += __builtin_popcountll(far);
+      if (far != 0) count_jumps(jump, far, tally);
     }
     add_sums(within * g0.reciprocal, dw2, qdw, q2, sums);
   }
   tally.moved = moved;
+  tally.crossed += crossed;
+  tally.changed += changed;
+  tally.near += changed - beyond;
 }
 
 // Codes, or the values they stand for in the weight's type, of a merged group on its own grid; nothing is counted.
@@ -307,7 +337,7 @@ QRU_NOINLINE void value_group(const void* merged, int64_t width, const GroupWork
       }
       Block bytes = bytes_of(words_of<kType>(c.a, c.b), words_of<kType>(d.a, d.b));
       if constexpr (kMethod == kTable) bytes = smaller_bytes(bytes, top);
-      store_block(codes + j, bytes);
+      store_block(codes + j, in_order(bytes));
     }
   }
   if (const int64_t left = width % kBlock; left != 0 && values != nullptr) {
@@ -568,12 +598,12 @@ QRU_INLINE void prefetch_strip(const MergeQuantizeParams& p, int64_t row0, int64
   }
 }
 
-// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.products.
-// All merging comes before all grids and all grids before all quantizing: a group's range, its step and its reciprocal
-// are a chain of some hundred cycles, which only other groups can hide.
+// A tile of rows [row0, row0 + rows) and columns [column0, column0 + columns), whose products are in scratch.products,
+// or merged already in scratch.merged. All merging comes before all grids and all grids before all quantizing: a
+// group's range, its step and its reciprocal are a chain of some hundred cycles, which only other groups can hide.
 template <int kType, bool kSymmetric>
 QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, int64_t column0, int64_t columns,
-                              const RowScratch& scratch, Tally& tally, RowTotals& totals) {
+                              bool merged, const RowScratch& scratch, Tally& tally, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t groups = columns / p.group;
   const bool measure_before = p.counts != nullptr || task.ranges != nullptr;
@@ -586,10 +616,11 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
     GroupWork* work = scratch.groups + r * groups;
     for (int64_t i = 0; i < groups; ++i) {
       const char* weight = at_weight(p.weight, kType, first_of(r, i));
-      const float* products = p.rank > 0 ? scratch.products + r * task.panel_pad + i * task.group_pad : nullptr;
+      const char* after = merged ? merged_of(r, i) : at_weight(other, kType, first_of(r, i));
+      const float* products =
+          p.rank > 0 && !merged ? scratch.products + r * task.panel_pad + i * task.group_pad : nullptr;
       const auto merge = measure_before ? merge_group<kType, true> : merge_group<kType, false>;
-      merge(weight, at_weight(other, kType, first_of(r, i)), products, p.scaling, p.group, merged_of(r, i),
-            work[i].range);
+      merge(weight, after, products, p.scaling, p.group, merged_of(r, i), work[i].range);
       if (p.merged != nullptr) {
         const char* from = p.rank > 0 ? merged_of(r, i) : at_weight(other, kType, first_of(r, i));
         memcpy(static_cast<char*>(p.merged) + first_of(r, i) * size_of(kType), from,
@@ -631,6 +662,7 @@ QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const Ro
   for (int64_t column0 = 0, panel = 0; column0 < p.columns; column0 += task.panel, ++panel) {
     const int64_t columns = p.columns - column0 < task.panel ? p.columns - column0 : task.panel;
     const int64_t padded = columns / p.group * task.group_pad;
+    const bool fused = p.rank > 0 && kTileVectors % 2 == 0 && p.group == task.group_pad && columns % kStrip == 0;
     const float* a = task.a_panels + panel * p.rank * task.panel_pad;
     for (int64_t row0 = begin; row0 < end; row0 += kTileRows) {
       const int64_t rows = end - row0 < kTileRows ? end - row0 : kTileRows;
@@ -646,10 +678,20 @@ QRU_NOINLINE void rows(const RowTask& task, int64_t begin, int64_t end, const Ro
         for (int i = 0; i < kTileRows; ++i) b[i] = task.b + (i < rows ? row0 + i : end - 1) * p.rank;
         for (int64_t j = 0; j < padded; j += kStrip) {
           if (j < columns) prefetch_strip(p, row0, rows, column0 + j, columns - j < kStrip ? columns - j : kStrip);
-          product_tile<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.products + j, task.panel_pad);
+          if (fused) {
+            const char* weight[kTileRows];
+            for (int i = 0; i < kTileRows; ++i) {
+              const int64_t row = i < rows ? row0 + i : end - 1;
+              weight[i] = at_weight(p.weight, kType, row * p.columns + column0 + j);
+            }
+            product_merged<kTileVectors, kType>(a + j, task.panel_pad, b, p.rank, weight, p.scaling,
+                                                scratch.merged + j * size_of(kType), task.panel_pad);
+          } else {
+            product_to_memory<kTileVectors>(a + j, task.panel_pad, b, p.rank, scratch.products + j, task.panel_pad);
+          }
         }
       }
-      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, scratch, tally, totals);
+      finish_tile<kType, kSymmetric>(task, row0, rows, column0, columns, fused, scratch, tally, totals);
     }
   }
   totals.counts[0] += tally.crossed;

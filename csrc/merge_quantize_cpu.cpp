@@ -22,8 +22,8 @@
 namespace qru {
 namespace {
 
-constexpr int64_t kBlockRows = 8 * kTileRows;
-constexpr int64_t kPanelColumns = 256;
+constexpr int64_t kBlockRows = 16 * kTileRows;
+constexpr int64_t kPanelColumns = 512;
 
 // Default rounding and no flush to zero while a kernel runs, whatever the calling program has set.
 class FloatMode {

@@ -171,15 +171,19 @@ QRU_INLINE Raw<kType> rounded(Pair p) {
 template <int kType>
 QRU_INLINE Block words_of(V a, V b) {
   const __m512i x = _mm512_castps_si512(a.x), y = _mm512_castps_si512(b.x);
-  if constexpr (kType == kBFloat16) return {_mm512_mask_blend_epi16(0xaaaaaaaau, x, _mm512_slli_epi32(y, 16))};
+  if constexpr (kType == kBFloat16) {
+    const __m512i idx = _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44, 12,
+                                         42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
+    return {_mm512_permutex2var_epi16(x, idx, y)};
+  }
   const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
                                         22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   return {_mm512_permutex2var_epi16(x, even, y)};
 }
-// 64 bytes of twice 32 words that fit into them.
-QRU_INLINE Block bytes_of(Block a, Block b) {
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  return {_mm512_permutexvar_epi64(order, _mm512_packs_epi16(a.x, b.x))};
+// 64 bytes of twice 32 words that fit into them, in an order of their own.
+QRU_INLINE Block bytes_of(Block a, Block b) { return {_mm512_packs_epi16(a.x, b.x)}; }
+QRU_INLINE Block in_order(Block bytes) {
+  return {_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), bytes.x)};
 }
 
 // What the codes -16 .. 15 of a symmetric grid stand for, clamped to its range.
@@ -353,9 +357,9 @@ QRU_INLINE Block words_of(V a, V b) {
   return {_mm256_blend_epi16(_mm256_castps_si256(a.lo), _mm256_slli_epi32(_mm256_castps_si256(b.lo), 16), 0xaa),
           _mm256_blend_epi16(_mm256_castps_si256(a.hi), _mm256_slli_epi32(_mm256_castps_si256(b.hi), 16), 0xaa)};
 }
-QRU_INLINE Block bytes_of(Block a, Block b) {
-  return {_mm256_permute4x64_epi64(_mm256_packs_epi16(a.lo, a.hi), 0xd8),
-          _mm256_permute4x64_epi64(_mm256_packs_epi16(b.lo, b.hi), 0xd8)};
+QRU_INLINE Block bytes_of(Block a, Block b) { return {_mm256_packs_epi16(a.lo, a.hi), _mm256_packs_epi16(b.lo, b.hi)}; }
+QRU_INLINE Block in_order(Block bytes) {
+  return {_mm256_permute4x64_epi64(bytes.lo, 0xd8), _mm256_permute4x64_epi64(bytes.hi, 0xd8)};
 }
 
 struct Levels {
@@ -550,6 +554,8 @@ QRU_NOINLINE Block bytes_of(Block a, Block b) {
   }
   return r;
 }
+
+QRU_INLINE Block in_order(Block bytes) { return bytes; }
 
 struct Levels {
   V step, high;
