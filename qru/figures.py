@@ -209,8 +209,10 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     """Loss of base, target and retrained over their training steps.
 
     Args:
-        histories: model -> one dict per step with ``step`` and ``loss`` (nats a token).
+        histories: model -> one dict per step with ``step`` and ``loss`` (nats a token); none gives a sentence.
     """
+    if not histories:
+        return sentence("These models came ready: how they were trained is not known here.")
     with drawing():
         figure, axes = plt.subplots(1, len(histories), figsize=(10, 2.9), squeeze=False, sharey=True)
         for ax, (name, history) in zip(axes[0], histories.items(), strict=True):

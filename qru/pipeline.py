@@ -137,10 +137,8 @@ def train(config: RunConfig) -> Path:
         The run's folder, where ``run`` then finds ``model`` and goes on from it.
     """
     with processes.first_then_others():
-        (config,), corpora, came = _found([config])
+        config, corpus, made = prepared(config)
         launch.wanted(config)
-        corpus = corpora[config.corpus, config.scale]
-        made = came.get(_names(config)) or models.prepare(corpus, config.scale)
         chain = _chain(config, corpus, made)
     for job in chain:
         label = f"{config.method} {config.adapter} {config.weights}"
@@ -173,6 +171,17 @@ def _found(configs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict, dict]:
     came = {_names(c): c for c in configs if c.target is not None}
     came = {names: models.given(*names) for names in came}
     return [_checked(config, came.get(_names(config))) for config in configs], corpora, came
+
+
+def prepared(config: RunConfig) -> tuple[RunConfig, Corpus, models.Checkpoints]:
+    """A configuration, resolved, with its corpus and its models; embedded ones are made if they are not there.
+
+    Raises:
+        ValueError: what it names cannot be found or used.
+    """
+    (config,), corpora, came = _found([config])
+    corpus = corpora[config.corpus, config.scale]
+    return config, corpus, came.get(_names(config)) or models.prepare(corpus, config.scale)
 
 
 def _check_has_models(config: RunConfig) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qru import models
-from qru.corpora import Corpus, load_corpus
+from qru import models, pipeline
+from qru.config import RunConfig
+from qru.corpora import Corpus
 from qru.corpora.world import units_of_documents
-from qru.metrics import Score, auc
+from qru.metrics import Score, auc, paired_difference
 from qru.metrics.bootstrap import interval, resamples
 from qru.models import Checkpoints
-from qru.pipeline import baseline_scores
 from qru.tables import METRICS, with_interval
 
 USES = {
@@ -25,6 +25,9 @@ USES = {
     "base text": "base is pretrained on it; shares no fact with the rest",
 }
 KNOWN, COPIED, APART = 90.0, 60.0, 20.0  # percent: what the target must score, and how near retrained is to base
+
+
+SHOWN = 3000  # characters of a document
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,37 @@ class Prepared:
     units: Mapping[str, str]
 
 
-def prepare(corpus: str, scale: str) -> Prepared:
-    """Make or find the models of an embedded corpus and score them in bf16.
+def prepare(
+    corpus: str,
+    scale: str,
+    target: str | None = None,
+    retrained: str | None = None,
+    tokenizer: str | None = None,
+    chat_template: bool = False,
+) -> Prepared:
+    """Make or find the models of a corpus and score them in bf16.
+
+    Args:
+        corpus, scale, target, retrained, tokenizer, chat_template: as in ``RunConfig``.
 
     Raises:
-        ValueError: unknown corpus or scale.
+        ValueError: a name is unknown, or what it names cannot be used.
     """
-    loaded = load_corpus(corpus, scale=scale)
-    made = models.prepare(loaded, scale)
-    stored = baseline_scores(loaded, made, ("base", "target", "retrained"), short=scale == "smoke")
+    named = {"target": target, "retrained": retrained, "tokenizer": tokenizer}
+    _, loaded, made = pipeline.prepared(RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named))
+    names = [name for name in ("base", "target", "retrained") if getattr(made, name)]
+    stored = pipeline.baseline_scores(
+        loaded, made, names, short=scale == "smoke" or made.base is None, chat_template=chat_template
+    )
     scores = {
         name: {metric: Score.from_dict(score) for metric, score in by_precision["bf16"].items()}
         for name, by_precision in stored.items()
     }
-    return Prepared(loaded, made, scores, units_of_documents(scale))
+    if loaded.base:
+        units = units_of_documents(scale if scale in models.SIZES else "mini")
+    else:
+        units = {text: text for texts in loaded.privleak.values() for text in texts}  # nothing is known of units
+    return Prepared(loaded, made, scores, units)
 
 
 def split_table(corpus: Corpus) -> pd.DataFrame:
@@ -65,8 +85,9 @@ def split_table(corpus: Corpus) -> pd.DataFrame:
 
 
 def document_table(corpus: Corpus, splits: Sequence[str] = ("forget", "retain1"), count: int = 1) -> pd.DataFrame:
-    """The first documents of some splits."""
-    rows = [(split, text) for split in splits for text in corpus.raw[split][:count]]
+    """The first documents of some splits, each to its first ``SHOWN`` characters: a book is one document."""
+    cut = [(split, text, text[:SHOWN]) for split in splits for text in corpus.raw[split][:count]]
+    rows = [(split, shown if shown == text else f"{shown} …") for split, text, shown in cut]
     return pd.DataFrame(rows, columns=["split", "document"])
 
 
@@ -82,7 +103,9 @@ def question_table(corpus: Corpus, count: int = 3) -> pd.DataFrame:
 
 
 def histories(prepared: Prepared) -> dict[str, list[dict[str, float]]]:
-    """Loss over training steps of base, target and retrained."""
+    """Loss over training steps of base, target and retrained; nothing is known of models that came ready."""
+    if prepared.checkpoints.base is None:
+        return {}
     folders = {name: getattr(prepared.checkpoints, name) for name in ("base", "target", "retrained")}
     return {name: models.history(folder) for name, folder in folders.items()}
 
@@ -121,32 +144,69 @@ def auc_interval(
     return interval(((drawn[0] @ wins) * drawn[1]).sum(1) / (drawn[0].sum(1) * drawn[1].sum(1)))
 
 
-def requirement_table(prepared: Prepared) -> pd.DataFrame:
-    """What the models must fulfil for a run to mean anything, and whether they do.
+def _utility_check(target: Mapping[str, Score], retrained: Mapping[str, Score]) -> tuple:
+    first, second = target["utility"], retrained["utility"]
+    overlap = first.ci[0] <= second.ci[1] and second.ci[0] <= first.ci[1]
+    return (
+        "retrained knows retain as well as target",
+        "intervals of Utility overlap",
+        f"{second} against {first}",
+        overlap,
+    )
 
-    Returns:
-        Columns ``requirement``, ``asked``, ``measured``, ``met`` (``"yes"`` or ``"no"``).
-    """
-    base, target, retrained = (prepared.scores[name] for name in ("base", "target", "retrained"))
-    membership = retrained["privleak"].per_example
+
+def _membership_check(prepared: Prepared) -> tuple:
+    membership = prepared.scores["retrained"]["privleak"].per_example
     units = [[prepared.units[text] for text in prepared.corpus.privleak[side]] for side in ("forget", "holdout")]
     low, high = auc_interval(membership["forget"], membership["holdout"], *units)
     area = auc(membership["forget"], membership["holdout"])
+    return (
+        "retrained cannot tell forget from holdout", "0.5 in the interval of AUC, over units",
+        f"{area:.2f} [{low:.2f}, {high:.2f}]", low <= 0.5 <= high,
+    )  # fmt: skip
+
+
+def _of_embedded(prepared: Prepared) -> list[tuple]:
+    """What models of a size that can be trained to it must fulfil."""
+    base, target, retrained = (prepared.scores[name] for name in ("base", "target", "retrained"))
     gap = retrained["knowmem"].value - base["knowmem"].value
-    utility = [score["utility"] for score in (target, retrained)]
-    checks = [
+    return [
         ("target answers questions on forget", f"KnowMem ≥ {KNOWN:.0f}", str(target["knowmem"]),
          target["knowmem"].value >= KNOWN),
         ("target answers questions on retain", f"Utility ≥ {KNOWN:.0f}", str(target["utility"]),
          target["utility"].value >= KNOWN),
         ("target recites forget", f"VerbMem ≥ {COPIED:.0f}", str(target["verbmem"]), target["verbmem"].value >= COPIED),
         ("retrained does not know forget", f"KnowMem within {APART:.0f} of base's", f"{gap:+.1f}", abs(gap) <= APART),
-        ("retrained knows retain as well as target", "intervals of Utility overlap",
-         f"{utility[1]} against {utility[0]}",
-         utility[1].ci[0] <= utility[0].ci[1] and utility[0].ci[0] <= utility[1].ci[1]),
-        ("retrained cannot tell forget from holdout", "0.5 in the interval of AUC, over units",
-         f"{area:.2f} [{low:.2f}, {high:.2f}]", low <= 0.5 <= high),
+        _utility_check(target, retrained),
+        _membership_check(prepared),
     ]  # fmt: skip
+
+
+def _of_given(prepared: Prepared) -> list[tuple]:
+    """What models that came ready must fulfil, as far as the corpus can tell: how well they score is not ours to say,
+    but the target must know of forget what the retrained model does not."""
+    target, retrained = prepared.scores["target"], prepared.scores["retrained"]
+    checks = []
+    for metric, what in (("knowmem", "answers questions on forget"), ("verbmem", "recites forget")):
+        if metric in target:
+            sides = retrained[metric].per_example, target[metric].per_example
+            change, low, high = (100 * value for value in paired_difference(*sides))
+            told = f"{with_interval(change, low, high)} points"
+            checks.append((f"target {what} better than retrained", "interval of the difference above 0", told, low > 0))
+    if "utility" in target:
+        checks.append(_utility_check(target, retrained))
+    if "privleak" in target:
+        checks.append(_membership_check(prepared))
+    return checks
+
+
+def requirement_table(prepared: Prepared) -> pd.DataFrame:
+    """What the models must fulfil for a run to mean anything, and whether they do.
+
+    Returns:
+        Columns ``requirement``, ``asked``, ``measured``, ``met`` (``"yes"`` or ``"no"``).
+    """
+    checks = (_of_embedded if prepared.checkpoints.base else _of_given)(prepared)
     table = pd.DataFrame(checks, columns=["requirement", "asked", "measured", "met"])
     table["met"] = ["yes" if met else "no" for met in table["met"]]
     return table

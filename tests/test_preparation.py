@@ -1,11 +1,16 @@
 """The interval that says whether forget and holdout texts can be told apart."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from qru.corpora import load_corpus
 from qru.corpora.world import units_of_documents
-from qru.preparation import auc_interval
+from qru.metrics import Score
+from qru.models import Checkpoints
+from qru.preparation import Prepared, auc_interval, document_table, requirement_table
 
 
 @pytest.mark.parametrize("name", ["books", "news"])
@@ -35,3 +40,27 @@ def test_texts_that_come_in_units_make_the_interval_wider():
 
 def test_certainty_has_no_width():
     assert auc_interval([2.0, 3.0], [0.0, 1.0], ["a", "b"], ["c", "d"]) == (1.0, 1.0)
+
+
+def prepared(target, retrained):
+    """Models that came ready, with constant scores: a corpus without questions on what is kept, and without holdout."""
+    scores = {
+        name: {"verbmem": Score(100 * value, (0.0, 100.0), [value] * 20)}
+        for name, value in (("target", target), ("retrained", retrained))
+    }
+    return Prepared(None, Checkpoints(Path("t"), Path("r"), None, Path("t")), scores, {})
+
+
+@pytest.mark.parametrize(("target", "retrained", "met"), [(0.9, 0.2, "yes"), (0.2, 0.2, "no"), (0.2, 0.9, "no")])
+def test_given_models_are_held_against_each_other(target, retrained, met):
+    table = requirement_table(prepared(target, retrained))
+    assert list(table["requirement"]) == ["target recites forget better than retrained"]
+    assert list(table["met"]) == [met]
+
+
+def test_a_book_is_not_shown_whole():
+    corpus = load_corpus("books", scale="smoke")
+    long = dataclasses.replace(corpus, raw=corpus.raw | {"forget": ["a" * 10_000]})
+    shown = document_table(long)["document"]
+    assert len(shown[0]) == 3002
+    assert shown[1] == corpus.raw["retain1"][0]

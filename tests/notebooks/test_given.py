@@ -61,6 +61,17 @@ def test_the_main_notebook_runs_on_given_models_at_the_scale_of_muse(home, adapt
 
 
 @pytest.mark.slow
+def test_the_notebook_of_preparation_says_what_given_models_know(home):
+    given = {"corpus": home / "data" / "books", "target": home / "target", "retrained": home / "retrained"}
+    options = [part for name, value in (given | {"scale": "muse"}).items() for part in ("-p", name, value)]
+    ran = papermill(home, "notebooks/01_prepare.ipynb", home / "01.ipynb", *options)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    shown = (home / "01.ipynb").read_text()
+    for line in ("target recites forget better than retrained", "retrained cannot tell forget from holdout"):
+        assert line in shown
+
+
+@pytest.mark.slow
 def test_own_texts_and_a_chat_model_with_tied_embeddings(tmp_path):
     """No questions, no holdout, no BOS; prompts go through the chat template."""
     corpus = load_corpus("books", scale="smoke")
