@@ -16,6 +16,23 @@
 // Any other shape: the same product, merged weight written out; then plain kernels, one warp a group.
 //
 // Without counts only the merged weight's grid and codes are taken; `dequantized` then leaves instead of codes.
+//
+// What limits it, per weight, at rank r: bfloat16, 4 bits, groups of 128, symmetric, an adapter, codes that move by at
+// most one. Issue slots are warp instructions for 32 weights, counted with sass_count.py in what nvcc 13.0 makes of
+// fused<1, true, true> for sm_90: the basic blocks that a row of 8 weights a lane passes.
+//   bytes        2 (weight) + 0.5 (codes) + 4/128 (scales)                             = 2.53
+//   epilogue     merge and range 106/8, codes and counts 290/8, grids and rest ~260/64 = 54 slots, 20 of them ALU
+//   exact        r FMA, 144 instructions for 2 ranks of 64 weights                     = 1.125 r slots
+//   tensor-core  96 HMMA, 108 LDS, 64 FADD, 343 in all for 16 ranks of 64 weights      = 0.335 r slots
+// Staging A and B is left out (a block loads an element of A once for its 64 rows). An H200 (132 multiprocessors at
+// 1.98 GHz, 4 slots a cycle, 4.8 TB/s) has 33.4e12 slots and 1.9e12 weights' bytes a second. Ceiling in 1e12 weights a
+// second, and microseconds for 4096 x 4096 (for 11008 x 4096 and its transpose, 2.69 times that):
+//   rank             16            64           128
+//   exact        0.46, 36 us   0.27, 63 us   0.17, 100 us
+//   tensor-core  0.56, 30 us   0.44, 38 us   0.34, 49 us
+// Issue slots bind in every case; bandwidth would at 18 a weight. Half-rate ALU instructions take 40 of a possible 54
+// and the tensor cores, at 3.2 cycles an HMMA, 0.3 r, so neither binds before. These are ceilings from instruction
+// counts: nothing in this file has been run or timed on a GPU yet.
 #include <algorithm>
 #include <type_traits>
 

@@ -125,8 +125,8 @@ def merge_quantize(
         name: layer name, put in front of error messages.
         threads: CPU threads; ``torch.get_num_threads()`` when None. Results do not depend on it.
         precision: how B A is summed. ``"exact"``: float32 multiply-adds in the order of r, equal on every device.
-            ``"tensor-core"``, on CUDA only: split into bfloat16 products, within 1e-6 of sum_k |B||A|; the merged
-            weight may then round otherwise, and everything after it is exact for the merged weight it got.
+            ``"tensor-core"``, on CUDA only: split into bfloat16 products, within 1e-6 of sum_k |B||A| (a bound up to
+            r = 128); the merged weight may then round otherwise, and everything after it is exact for the one it got.
     Returns:
         QuantizedWeight with codes, scales, zero points, statistics and, if asked for, the merged weight.
     Raises:
