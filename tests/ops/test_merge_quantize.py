@@ -50,7 +50,7 @@ def assert_sums(got, want, weight, after):
 
 @st.composite
 def problems(draw):
-    rows, columns = draw(st.integers(1, 15)), draw(st.integers(1, 150) | st.sampled_from([256, 384, 512]))
+    rows, columns = draw(st.integers(1, 15)), draw(st.integers(1, 150) | st.sampled_from([256, 384, 512, 1088]))
     dtype = draw(st.sampled_from(DTYPES))
     kind = draw(st.sampled_from(KINDS))
     seed = draw(st.integers(0, 2**31))
