@@ -70,7 +70,8 @@ def forget_halves(corpus: Corpus) -> tuple[dict[str, list[int]], dict[str, list[
     Returns:
         (stopping, reported), each metric -> positions, as ``evaluate`` takes them.
     """
-    counts = {"verbmem": len(corpus.verbmem), "knowmem": len(corpus.knowmem["forget_qa"])}
+    counts = {"verbmem": len(corpus.verbmem), "knowmem": len(corpus.knowmem.get("forget_qa", []))}
+    counts = {name: n for name, n in counts.items() if name in corpus.measurable}
     stopping, reported = ({name: list(range(at, n, 2)) for name, n in counts.items()} for at in (0, 1))
     return stopping, reported
 
@@ -168,6 +169,8 @@ def _found(configs: Sequence[RunConfig]) -> tuple[list[RunConfig], dict, dict]:
                 f"corpus {corpus.name!r} has nothing to measure with: give it verbmem/, knowmem/ or privleak/ (forget "
                 "and holdout)."
             )
+    for config in configs:
+        _check_goal(config, corpora[config.corpus, config.scale])
     came = {_names(c): c for c in configs if c.target is not None}
     came = {names: models.given(*names) for names in came}
     return [_checked(config, came.get(_names(config))) for config in configs], corpora, came
@@ -182,6 +185,17 @@ def prepared(config: RunConfig) -> tuple[RunConfig, Corpus, models.Checkpoints]:
     (config,), corpora, came = _found([config])
     corpus = corpora[config.corpus, config.scale]
     return config, corpus, came.get(_names(config)) or models.prepare(corpus, config.scale)
+
+
+def _check_goal(config: RunConfig, corpus: Corpus) -> None:
+    """Refuse a goal that there are no examples for, on the side that is watched or on the one that is reported."""
+    stopping, reported = forget_halves(corpus)
+    enough = bool(stopping) and all([*stopping.values(), *reported.values()])
+    if config.forget_goal is not None and not enough:
+        raise ValueError(
+            f"forget_goal is {config.forget_goal!r}, and corpus {corpus.name!r} has too few examples to judge it by: two "
+            "of VerbMem or of questions on forget are the least. Leave forget_goal out, and give epochs."
+        )
 
 
 def _check_has_models(config: RunConfig) -> None:

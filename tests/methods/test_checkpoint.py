@@ -223,6 +223,36 @@ def test_no_code_is_downloaded(home, monkeypatch):
     assert not taken("model.safetensors")
 
 
+def test_muse_brings_its_models_at_pinned_revisions(home, monkeypatch):
+    asked = []
+
+    def download(repository, revision, allow_patterns):
+        asked.append((repository, revision))
+        return str(
+            home / {"MUSE-News_target": "target", "MUSE-News_retrain": "retrained"}.get(repository[11:], "target")
+        )
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    muse = load_corpus(str(home / "muse"))
+    monkeypatch.setattr(pipeline, "load_corpus", lambda name, revision: muse)
+    config, corpus, made = pipeline.prepared(RunConfig(corpus="muse-bench/MUSE-News", scale="muse", adapter="lora"))
+    assert corpus is muse
+    assert made.target == home / "target"
+    assert made.retrained == home / "retrained"
+    assert config.tokenizer.startswith("NousResearch/Llama-2-7b-hf@")
+    assert [name for name, _ in asked] == [
+        "muse-bench/MUSE-News_target", "muse-bench/MUSE-News_retrain", "NousResearch/Llama-2-7b-hf",
+    ]  # fmt: skip
+    assert all(len(revision) == 40 for _, revision in asked)
+
+
+def test_a_goal_needs_examples_to_judge_it_by(home, tmp_path):
+    lines = [{"text": "The wolf sang. " * 40, "split": "forget"}, {"text": "Kept.", "split": "retain"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))  # one passage, so none is left to report
+    with pytest.raises(ValueError, match=r"forget_goal is 20\.0, and corpus .*too few examples"):
+        run(home, corpus=str(tmp_path / "mine.jsonl"), forget_goal=20.0)
+
+
 # --- what a run is called ---------------------------------------------------------------------------------------
 
 
