@@ -150,7 +150,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 @contextlib.contextmanager
 def held_whole(model: torch.nn.Module) -> Iterator[None]:
     """Keep sharded layers whole between forward passes: generating a token must not gather every weight again."""
-    parts = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not model]
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
     try:

@@ -16,12 +16,13 @@ from qru import loop, models, parallel, processes
 from qru.config import RunConfig
 from qru.corpora import load_corpus
 from qru.defaults import resolve
+from qru.metrics import token_log_probs
 from qru.unlearn import unlearn
 
 # name -> settings, how much of a batch at once. The 12 forget documents of the smoke corpus in batches of 11 make steps
 # with unequal shares and steps in which one process has none; in batches of 5, shares of 3 and 2, then of 1 and 1.
 CASES = {
-    "fp32": ({"method": "npo_klr", "weights": "fp32", "batch_size": 11}, {}),
+    "fp32": ({"method": "npo_klr", "weights": "fp32", "batch_size": 11, "forget_goal": 0.0}, {}),
     "fp32-gdr": ({"method": "ga_gdr", "weights": "fp32", "batch_size": 5}, {"at_once": 2}),
     "bf16": ({"method": "npo_klr", "weights": "bf16", "batch_size": 5}, {"gradient_checkpointing": True}),
     "bf16-gdr": ({"method": "ga_gdr", "weights": "bf16", "batch_size": 11}, {}),
@@ -35,12 +36,20 @@ def trained(case: str, start: Path, checkpoint: Path | None = None) -> tuple[lis
     settings, held = CASES[case]
     settings = {"epochs": 2, "learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0} | settings
     model, tokenizer = models.load(start)
+    corpus = load_corpus("books", scale="smoke")
+
+    def surprise(model) -> dict[str, float]:
+        """Stands in for VerbMem, and never meets the goal: nats of two documents."""
+        return {"verbmem": -sum(row.sum().item() for row in token_log_probs(model.eval(), tokenizer, texts))}
+
+    texts = corpus.raw["forget"][:2]
     model, history = unlearn(
         model,
         tokenizer,
-        load_corpus("books", scale="smoke"),
+        corpus,
         resolve(RunConfig(scale="smoke", **settings)),
         frozen=lambda: models.load(start)[0],
+        forget_score=surprise,
         checkpoint=checkpoint,
         **held,
     )

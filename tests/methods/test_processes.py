@@ -69,11 +69,13 @@ def test_two_processes_train_as_one_does(case, start, by_two, monkeypatch):
     monkeypatch.setattr(loop, "compute_precision", lambda device: "fp32")
     history, weights = several_processes.trained(case, start)
     others_history, others_weights = by_two[case]
+    assert ("verbmem" in history[0]) == (case == "fp32")  # also between steps, when the goal is looked at
     # Sums of fp32 in another order: 1e-7 of each gradient. Adam divides it by its size, so where a gradient is itself
     # no more than such a rest a weight goes the other way; a few in a thousand do, and bf16 weights then by a whole
     # spacing.
     for ours, theirs in zip(history, others_history, strict=True):
-        for name in ("loss", "forget", "retain"):
+        assert theirs.keys() == ours.keys()
+        for name in {"loss", "forget", "retain", "verbmem"} & ours.keys():
             assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-4), (ours["step"], name)
     before = models.load(start)[0].state_dict()
     assert list(weights) == list(others_weights)
