@@ -1,7 +1,11 @@
 """The package with and without its compiled kernel."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +77,19 @@ def test_flush_to_zero_outside_does_not_reach_the_kernel():
         torch.set_flush_denormal(False)
     assert torch.equal(got.packed, want.packed)
     assert torch.equal(got.scales.view(torch.int32), want.scales.view(torch.int32))
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    shutil.which("nvcc") is None or os.environ.get("HYPOTHESIS_PROFILE") != "nightly",
+    reason="no nvcc, or not the nightly profile (a minute)",
+)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_no_cuda_kernel_spills_registers(arch, tmp_path):
+    source = Path(__file__).resolve().parents[2] / "csrc" / "merge_quantize_cuda.cu"
+    flags = ["-std=c++17", "-O3", "-fmad=false", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin"]
+    command = ["nvcc", *flags, str(source), "-o", str(tmp_path / "kernel.cubin")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", run.stderr)
+    assert len(spills) >= 12
+    assert set(spills) == {("0", "0")}
