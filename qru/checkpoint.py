@@ -7,6 +7,7 @@ downloaded or loaded.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from qru.config import digest
 from qru.records import read_json, say
@@ -135,8 +137,14 @@ def configuration(folder: Path, role: str) -> PreTrainedConfig:
         raise ValueError(f"{role} {folder}: its config.json cannot be read: {brief(error)}") from error
 
 
-def load_tokenizer(folder: Path, role: str = "tokenizer"):
+def load_tokenizer(folder: Path, role: str = "tokenizer", embedded: int | None = None):
     """The tokenizer in a folder, with a token to open texts with.
+
+    Args:
+        folder: of a checkpoint, or of a tokenizer alone.
+        role: what it was given as, for messages.
+        embedded: tokens that the model has embeddings for; special tokens beyond are taken out. Early copies of
+            Llama-2's tokenizer have a ``<pad>`` of id 32000, for which its 32000 embeddings have none.
 
     Every text is trained on and scored behind BOS. A tokenizer without one (Qwen's) gets the token that its model's
     configuration names as BOS, or else EOS, which such models have seen between documents.
@@ -160,7 +168,28 @@ def load_tokenizer(folder: Path, role: str = "tokenizer"):
         if opening is None:
             raise ValueError(f"{role} {folder}: its tokenizer has neither BOS nor EOS; texts need one to open with.")
         tokenizer.bos_token = opening
-    return tokenizer
+    return tokenizer if embedded is None else _without_unembedded(tokenizer, embedded)
+
+
+def _without_unembedded(tokenizer, embedded: int):
+    """The tokenizer less the special tokens that were added beyond the model's embeddings; itself if there are none."""
+    added = tokenizer.added_tokens_decoder
+    if not any(token.special and at >= embedded for at, token in added.items()):
+        return tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if not (t["special"] and t["id"] >= embedded)]
+    kept = {
+        name: getattr(tokenizer, name)
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (at := getattr(tokenizer, f"{name}_id")) is not None and at < embedded
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        clean_up_tokenization_spaces=False,
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        **kept,
+    )
 
 
 def vocabulary_digest(tokenizer) -> str:

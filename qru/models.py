@@ -277,7 +277,8 @@ def load(
                 parameter.data = rounded
     model.to(device)
     with loading(folder):
-        return model, checkpoint.load_tokenizer(Path(tokenizer or folder))
+        embedded = model.get_input_embeddings().weight.shape[0]
+        return model, checkpoint.load_tokenizer(Path(tokenizer or folder), embedded=embedded)
 
 
 @contextlib.contextmanager
@@ -489,10 +490,11 @@ def given(target: str, retrained: str, tokenizer: str | None = None, chat_templa
     folders = {role: checkpoint.located(name, role) for role, name in names.items()}
     for role in ("target", "retrained"):
         checkpoint.check_files(folders[role], role)
-    if tokenizer:
-        readers = dict.fromkeys(("target", "retrained"), checkpoint.load_tokenizer(folders["tokenizer"]))
-    else:
-        readers = {role: checkpoint.load_tokenizer(folders[role], role) for role in ("target", "retrained")}
+    readers = {}
+    for role in ("target", "retrained"):
+        embedded = checkpoint.configuration(folders[role], role).get_text_config().vocab_size
+        where = ("tokenizer" if tokenizer else role), embedded
+        readers[role] = checkpoint.load_tokenizer(folders[where[0]], *where)
     checkpoint.check_same_tokenizer(readers["target"], readers["retrained"], (target, retrained))
     for role, reader in readers.items():
         checkpoint.check_vocabulary(reader, folders[role], role)

@@ -193,8 +193,8 @@ def _check_goal(config: RunConfig, corpus: Corpus) -> None:
     enough = bool(stopping) and all([*stopping.values(), *reported.values()])
     if config.forget_goal is not None and not enough:
         raise ValueError(
-            f"forget_goal is {config.forget_goal!r}, and corpus {corpus.name!r} has too few examples to judge it by: it "
-            "needs two of VerbMem or of questions on forget. Leave forget_goal out, and give epochs."
+            f"forget_goal is {config.forget_goal!r}, and corpus {corpus.name!r} has too few examples to judge it by: "
+            "it needs two of VerbMem or of questions on forget. Leave forget_goal out, and give epochs."
         )
 
 

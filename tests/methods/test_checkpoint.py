@@ -13,7 +13,7 @@ from huggingface_hub import errors
 from qru import checkpoint, load_models, models, pipeline
 from qru.config import RunConfig
 from qru.corpora import load_corpus
-from tests.methods.checkpoints import write_checkpoint
+from tests.methods.checkpoints import llama_tokenizer, write_checkpoint
 from tests.muse_folder import write_muse_folder
 
 
@@ -294,6 +294,28 @@ def test_a_tokenizer_may_lie_elsewhere(originals, tmp_path):
     )
     with pytest.raises(ValueError, match="give both or neither"):
         load_models(load_corpus("books", scale="smoke"), target=given["target"])
+
+
+def test_special_tokens_without_an_embedding_are_taken_out(originals, tmp_path, corpus):
+    """Early copies of Llama-2's tokenizer have a <pad> one beyond the last embedding."""
+    model, plain = models.load(originals / "target")
+    embedded = model.get_input_embeddings().weight.shape[0]
+    padded = llama_tokenizer(corpus.raw["forget"] + corpus.raw["retain1"])
+    padded.add_special_tokens({"additional_special_tokens": [f"<extra_{i}>" for i in range(embedded - len(padded))]})
+    padded.add_special_tokens({"pad_token": "<pad>"})
+    assert padded.pad_token_id == embedded
+    padded.save_pretrained(tmp_path)
+    assert len(checkpoint.load_tokenizer(tmp_path)) == embedded + 1
+    read = models.load(originals / "target", tmp_path)[1]
+    assert (len(read), read.pad_token_id, read.bos_token_id, read.eos_token_id) == (embedded, None, 1, 2)
+    for text in (*corpus.raw["forget"][:3], checkpoint.PROBE):
+        ids = read(text, add_special_tokens=False).input_ids
+        assert ids == plain(text, add_special_tokens=False).input_ids
+        assert read.decode(ids) == plain.decode(ids) == text
+    made = models.given(*(str(originals / name) for name in ("target", "retrained")), tokenizer=str(tmp_path))
+    models.save(model, read, tmp_path / "saved")
+    assert len(models.load(tmp_path / "saved")[1]) == embedded
+    assert made.tokenizer == tmp_path
 
 
 def test_bos_is_what_the_model_names(tmp_path, corpus):
