@@ -40,6 +40,27 @@ def measured(timings: dict) -> str:
     return f"Measured on {timings['hardware']}:\n\n| | |\n|---|---|\n{rows}"
 
 
+def evaluation(folder: Path) -> str:
+    """Speed of the evaluation from the committed records of ``qru.metrics.bench``."""
+    parts = []
+    for record in (records.read_json(file) for file in sorted(folder.glob("*.json"))):
+        metrics, verified, config = record["metrics"], record["verified"], record["config"]
+        total, machine = metrics["total"], record["provenance"]["hardware"]
+        load = record.get("load_average", [0])[-1]
+        busy = f", beside other work (load {load:.0f})" if load > machine["cores"] else ""
+        ratios = ", ".join(f"{name} {found['ratio']:.1f}" for name, found in metrics.items() if name != "total")
+        parts.append(
+            f"Scoring the {config['scale']} {config['model']} on `{config['corpus']}` takes "
+            f"{total['seconds']['ours']:.1f} s in place of {total['seconds']['alone']:.0f} s: **{total['ratio']:.1f}** "
+            f"times as fast ({ratios}), with {record['threads']} thread of {machine['processor']} "
+            f"({machine['cores']} cores); medians of {record['rounds']} interleaved rounds, spread "
+            f"{max(total['spread'].values()):.0%}{busy}. Verified before: {verified['strings']} generated strings are equal, "
+            f"{verified['log_probs']:,} log-probabilities differ by {verified['largest_log_prob_difference']:.1e} at "
+            "most, all scores are equal."
+        )
+    return "\n\n".join(parts) or "There is no record of it yet: `python -m qru.metrics.bench`."
+
+
 def kernel(folder: Path) -> str:
     """Speed of the kernel from the committed records, and what there is no record of."""
     found = [kernel_record.checked(records.read_json(file), str(file)) for file in sorted(folder.glob("*.json"))]
@@ -63,6 +84,7 @@ def main() -> None:
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
     page = block("budget", budget.table(), page)
     page = block("kernel", kernel(KERNELS), page)
+    page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     README.write_text(page)
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")
 

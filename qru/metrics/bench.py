@@ -5,14 +5,15 @@
 
 The other side does what MUSE's evaluator does: ``model.generate`` with its KV cache for one prompt after another, and
 one forward pass a text for PrivLeak. Every generated string, every log-probability (to 1e-5 of its size, or of 1) and
-every score is compared before anything is timed. Timings are interleaved metric by metric, so that a busy machine slows both alike;
-medians over rounds are reported, with the spread (interquartile range over median). Loading, and the retrained model's
-scores, which are computed once and stored, count for neither side.
+every score is compared before anything is timed. Timings are interleaved metric by metric, so that a busy machine slows
+both alike; medians over rounds are reported, with the spread (interquartile range over median). Loading, and the
+retrained model's scores, which are computed once and stored, count for neither side.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -228,7 +229,13 @@ def bench(model, tokenizer, corpus, reference, rounds: int, say: Callable[[str],
             "spread": {side: spread(values) for side, values in sides.items()},
             "ratio": seconds["alone"] / seconds["ours"],
         }
-    return {"verified": verified, "rounds": rounds, "threads": torch.get_num_threads(), "metrics": measured}
+    return {
+        "verified": verified,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()),  # over 1, 5, 15 minutes at the end: who else wanted the cores
+        "metrics": measured,
+    }
 
 
 def small_model(corpus) -> tuple[LlamaForCausalLM, object]:
