@@ -54,8 +54,8 @@ def evaluation(folder: Path) -> str:
             f"{total['seconds']['ours']:.1f} s in place of {total['seconds']['alone']:.0f} s: **{total['ratio']:.1f}** "
             f"times as fast ({ratios}), with {record['threads']} thread of {machine['processor']} "
             f"({machine['cores']} cores); medians of {record['rounds']} interleaved rounds, spread "
-            f"{max(total['spread'].values()):.0%}{busy}. Verified before: {verified['strings']} generated strings are equal, "
-            f"{verified['log_probs']:,} log-probabilities differ by {verified['largest_log_prob_difference']:.1e} at "
+            f"{max(total['spread'].values()):.0%}{busy}. Verified before: {verified['strings']} generated strings are "
+            f"equal, {verified['log_probs']:,} log-probabilities differ by {verified['largest_log_prob_difference']:.1e} at "
             "most, all scores are equal."
         )
     return "\n\n".join(parts) or "There is no record of it yet: `python -m qru.metrics.bench`."
