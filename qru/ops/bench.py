@@ -90,9 +90,7 @@ def verify(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, pre
         same = torch.equal(ours.packed[slab], want.packed) and torch.equal(ours.scales[slab], want.scales)
         if not same or got.stats.histogram != want.stats.histogram or got.stats.crossed != want.stats.crossed:
             raise AssertionError("kernel and specification disagree on the first rows")
-        if dequantizes(weight.device.type) and not torch.equal(
-            merge_dequantize(weight, lora_A, lora_B), ours.dequantized(weight.dtype)
-        ):
+        if not torch.equal(merge_dequantize(weight, lora_A, lora_B), ours.dequantized(weight.dtype)):
             raise AssertionError("merge_dequantize and merge_quantize disagree")
     crossed, changed, packed = eager_pipeline(weight, lora_A, lora_B)
     low, high = (packed & 15).to(torch.int8), (packed >> 4).to(torch.int8)
@@ -102,15 +100,6 @@ def verify(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, pre
     # bfloat16 merges by another order of summation differ in about 2^-10 of the weights, codes in fewer
     if differ > 1e-3 or any(abs(a - b) > 1e-3 * weight.numel() for a, b in counts):
         raise AssertionError(f"kernel and eager pipeline disagree: {differ:.2%} of codes, counts {counts}")
-
-
-def dequantizes(device: str) -> bool:
-    """Whether this build has ``merge_dequantize`` for the device."""
-    try:
-        merge_dequantize(torch.ones(1, 128, device=device))
-    except RuntimeError:
-        return False
-    return True
 
 
 class Contestant(NamedTuple):
@@ -171,10 +160,7 @@ def contestants_of(weight, lora_A, lora_B, compiled: bool) -> dict[str, Contesta
     if not on_cpu:  # the call waits for its counts; a loop over layers need not
         found["call"] = Contestant(call)
         found["tensor-core"] = Contestant(lambda: enqueued("tensor-core"))
-    if dequantizes(weight.device.type):
-        found["dequantize"] = Contestant(
-            lambda: merge_dequantize_op(weight, lora_A, lora_B, None, 1.0, name, "exact", 0)
-        )
+    found["dequantize"] = Contestant(lambda: merge_dequantize_op(weight, lora_A, lora_B, None, 1.0, name, "exact", 0))
     found["eager"] = Contestant(lambda: eager_pipeline(weight, lora_A, lora_B))
     if compiled:
         torch.compiler.reset()  # each shape gets code of its own, which is its best
