@@ -551,7 +551,7 @@ def over_forget_sets(*records: Record, kind: str, precision: str | None = None) 
         for ax, measure in zip(axes[0], measures, strict=True):
             shown = frame[frame["measure"] == measure]
             examples = shown.drop_duplicates(column).set_index(column)["examples"].sort_index()
-            same = examples.nunique() == 1
+            same = measure == "utility"  # the same questions after every set
             ax.set_title(PARTS[measure] + (f" (n = {examples.iloc[0]})" if same else ""))
             ax.set_xticks(examples.index, [str(x) if same else f"{x}\nn = {n}" for x, n in examples.items()])
             ax.set_xlim(frame[column].min() - margin, frame[column].max() + margin)
@@ -592,7 +592,8 @@ def forget_set_lines(
     ends = {}
     for model in ("target", "retrained"):  # the same whichever arm stands beside it
         rows = frame[(frame["model"] == model) & (frame["precision"] == "bf16")].drop_duplicates(column)
-        ax.plot(rows[column], rows["value"], **look[model] | {"marker": "", "linewidth": 1.2})
+        marker = "_" if len(rows) == 1 else ""  # a line of one point is none
+        ax.plot(rows[column], rows["value"], **look[model] | {"marker": marker, "markersize": 30, "linewidth": 1.2})
         ends[model] = rows[column].iloc[-1], rows["value"].iloc[-1]
     lines = list(itertools.product(frame["arm"].unique(), frame["precision"].unique()))
     for i, (arm, precision) in enumerate(lines):
