@@ -46,6 +46,7 @@ def evaluation(folder: Path) -> str:
     for record in (records.read_json(file) for file in sorted(folder.glob("*.json"))):
         metrics, verified, config = record["metrics"], record["verified"], record["config"]
         total, machine = metrics["total"], record["provenance"]["hardware"]
+        apart = verified["largest_log_prob_difference"]
         load = record.get("load_average", [0])[-1]
         busy = f", beside other work (load {load:.0f})" if load > machine["cores"] else ""
         ratios = ", ".join(f"{name} {found['ratio']:.1f}" for name, found in metrics.items() if name != "total")
@@ -55,7 +56,7 @@ def evaluation(folder: Path) -> str:
             f"times as fast ({ratios}), with {record['threads']} thread of {machine['processor']} "
             f"({machine['cores']} cores); medians of {record['rounds']} interleaved rounds, spread "
             f"{max(total['spread'].values()):.0%}{busy}. Verified before: {verified['strings']} generated strings are "
-            f"equal, {verified['log_probs']:,} log-probabilities differ by {verified['largest_log_prob_difference']:.1e} at "
+            f"equal, {verified['log_probs']:,} log-probabilities differ by {apart:.1e} at "
             "most, all scores are equal."
         )
     return "\n\n".join(parts) or "There is no record of it yet: `python -m qru.metrics.bench`."
