@@ -127,7 +127,8 @@ def rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: 
 
     The last piece of a document stays as short as it is. MUSE's code (arXiv 2407.06460) differs there: of a list it
     keeps the beginning of each document, padding included; a text it cuts as here, across the documents joined in it,
-    and fills the last row from the beginning of the first. A tokenizer without BOS (Qwen's) leaves the rows without.
+    and fills the last row from the beginning of the first. A tokenizer without BOS leaves the rows without; ``load``
+    gives it one.
 
     Returns:
         One long tensor (T,) a row, 2 ≤ T ≤ context; a document without text has none.
