@@ -591,7 +591,8 @@ def forget_set_lines(
     """
     ends = {}
     for model in ("target", "retrained"):  # the same whichever arm stands beside it
-        rows = frame[(frame["model"] == model) & (frame["precision"] == "bf16")].drop_duplicates(column)
+        rows = frame[(frame["model"] == model) & (frame["precision"] == "bf16")]
+        rows = rows.drop_duplicates(column).sort_values(column)
         marker = "_" if len(rows) == 1 else ""  # a line of one point is none
         ax.plot(rows[column], rows["value"], **look[model] | {"marker": marker, "markersize": 30, "linewidth": 1.2})
         ends[model] = rows[column].iloc[-1], rows["value"].iloc[-1]
