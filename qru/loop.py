@@ -122,14 +122,12 @@ def _restore(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _shares(checkpoint: Path) -> dict[str, Path]:
-    """``"0-of-2"`` and the like -> file of that process's share of a checkpoint; alone it is the checkpoint itself."""
+def _saved_by(checkpoint: Path) -> set[int]:
+    """By how many processes there are shares of a checkpoint; alone a process saves to the checkpoint itself."""
     alone = (checkpoint, checkpoint.with_name(checkpoint.name + NEWER))
-    found = {"0-of-1": checkpoint} if any(file.is_file() for file in alone) else {}
-    for file in checkpoint.parent.glob(f"{checkpoint.name}.*-of-*"):
-        share = file.name[len(checkpoint.name) + 1 :].removesuffix(NEWER)
-        found.setdefault(share, file)
-    return found
+    shares = checkpoint.parent.glob(f"{checkpoint.name}.*-of-*")
+    several = {int(file.name.removesuffix(NEWER).rpartition("-")[2]) for file in shares}
+    return several | ({1} if any(file.is_file() for file in alone) else set())
 
 
 def _own(checkpoint: Path) -> Path:
@@ -157,7 +155,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
         ValueError: the checkpoint was saved by another number of processes.
     """
     n = processes.count()
-    if others := {int(share.rpartition("-")[2]) for share in processes.agreed(list(_shares(checkpoint)))} - {n}:
+    if others := processes.agreed(_saved_by(checkpoint)) - {n}:
         raise ValueError(
             f"{checkpoint} was saved by {max(others)} process(es) and is resumed by {n}: "
             f"set QRU_PROCESSES={max(others)}, or delete {checkpoint}* to start again."
@@ -176,8 +174,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
-    """Delete every process's share."""
-    for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.name}.*")):
+    """Delete every process's share, and what a kill left of one that was being written."""
+    home, name = checkpoint.parent, checkpoint.name
+    for file in (checkpoint, *home.glob(f"{name}.*"), *home.glob(f".{name}.*.tmp")):
         file.unlink(missing_ok=True)
 
 
