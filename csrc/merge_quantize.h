@@ -13,9 +13,6 @@ constexpr int kSums = 4;    // predicted, sum_dw2, sum_q_dw, sum_q2
 // How B A is summed: float32 FMAs with k ascending, or bfloat16 tensor-core products of split operands (CUDA only).
 enum Precision : int { kExact = 0, kTensorCore = 1 };
 
-// Until the CPU launcher writes `dequantized`, its caller refuses to ask for it.
-constexpr bool kCpuDequantizes = true;
-
 struct MergeQuantizeParams {
   int64_t rows;     // out
   int64_t columns;  // in

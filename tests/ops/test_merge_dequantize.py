@@ -10,12 +10,6 @@ from qru.ops.kernel import merge_dequantize_op
 from tests.ops.matrices import DTYPES, weights
 from tests.ops.test_merge_quantize import outcome, problems, same_bits
 
-if build_info()["built"]:
-    try:
-        merge_dequantize(torch.ones(1, 128))
-    except RuntimeError as error:
-        pytest.skip(str(error), allow_module_level=True)
-
 ISAS = build_info().get("isas", [])
 built = pytest.mark.skipif(not ISAS, reason="the kernel is not built")
 
