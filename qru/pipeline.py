@@ -243,7 +243,9 @@ def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[
     sets: list[str] = []
     for name in forget_sets.requests(config.forget_set):
         one = replace(config, forget_set=name)
-        settings = {key: value for key, value in one.identity().items() if key not in models.ROLES}  # not where it lies
+        # Not where corpus and models lie: what they are comes below, so a folder can be moved.
+        settings = {key: value for key, value in one.identity().items() if key not in models.ROLES}
+        settings["corpus"] = corpus.name
         parts = [settings, made.identity("target"), made.identity("retrained"), corpus.fingerprint]
         if "tokenizer" in made.contents:
             parts.append(made.contents["tokenizer"])

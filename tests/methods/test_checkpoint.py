@@ -257,21 +257,26 @@ def test_a_goal_needs_examples_to_judge_it_by(home, tmp_path):
 
 
 def test_the_key_follows_the_content_and_not_the_name(home):
-    def key(target) -> str:
-        config = RunConfig(corpus=str(home / "muse"), target=str(target), retrained=str(home / "retrained"))
+    def key(target="target", corpus="muse") -> str:
+        config = RunConfig(corpus=str(home / corpus), target=str(home / target), retrained=str(home / "retrained"))
         (config,), corpora, came = pipeline._found([config])
         (made,) = came.values()
         (job,) = pipeline._chain(config, next(iter(corpora.values())), made)
         return job.key
 
-    first = key(home / "target")
+    first = key()
     shutil.copytree(home / "target", home / "elsewhere")
-    assert key(home / "elsewhere") == first
+    shutil.copytree(home / "muse", home / "moved" / "muse")
+    assert key(target="elsewhere") == first
+    assert key(corpus="moved/muse") == first
+    forget = home / "muse" / "raw" / "forget.json"
+    forget.write_text(json.dumps([*json.loads(forget.read_text()), "One more."]))
+    assert key() != first
     weights = shard(home / "target")
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1  # the last weight, by one bit
     weights.write_bytes(changed)
-    assert key(home / "target") != first
+    assert key(corpus="moved/muse") != first
 
 
 def test_a_tokenizer_may_lie_elsewhere(originals, tmp_path):
