@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown, clear_output
 
-from qru import checkpoint, forget_sets, models, paths, pipeline, records
+from qru import checkpoint, forget_sets, inputs, models, paths, pipeline, records, scoring
 from qru.config import ADAPTERS, WEIGHTS, RunConfig
 from qru.defaults import MUSE_MODELS, hub_corpus, resolve
 from qru.ops import QuantSpec
@@ -70,7 +70,7 @@ def run_forget_sets(kinds: Sequence[str] = forget_sets.KINDS, **parameters: Any)
     config = resolve(RunConfig.from_dict(parameters))
     if not kinds:
         raise ValueError(f"kinds is empty; it names at least one of {', '.join(forget_sets.KINDS)}.")
-    corpus = pipeline.corpus_of(config.corpus, config.scale)
+    corpus = inputs.corpus_of(config.corpus, config.scale)
     names = []
     for kind in kinds:
         if kind not in forget_sets.KINDS:
@@ -225,7 +225,7 @@ def answers(record: Record, precision: str | None = None, metric: str = "knowmem
 
 def asked(record: Record, metric: str) -> list[tuple[str, str]]:
     """(prompt, truth) of every example that a record reports."""
-    corpus = pipeline.corpus_of(record.config["corpus"], record.config["scale"])
+    corpus = inputs.corpus_of(record.config["corpus"], record.config["scale"])
     if corpus.fingerprint != record.provenance["corpus"]:
         raise ValueError(
             f"corpus {corpus.name!r} is not the one that {record.path} was measured on; run the experiment again."
@@ -235,5 +235,5 @@ def asked(record: Record, metric: str) -> list[tuple[str, str]]:
     else:
         pairs = [(pair["question"], pair["answer"]) for pair in corpus.knowmem["forget_qa"]]
     if record.config["forget_goal"] is not None:  # only the half that no stopping rule has looked at is reported
-        pairs = [pairs[i] for i in pipeline.forget_halves(corpus)[1][metric]]
+        pairs = [pairs[i] for i in scoring.forget_halves(corpus)[1][metric]]
     return pairs

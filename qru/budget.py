@@ -17,7 +17,7 @@ from qru.defaults import LORA_EPOCHS, MUSE, MUSE_LORA
 from qru.launch import AT_ONCE
 from qru.models import CONTEXT, linear_layers
 from qru.objectives import parse_method, retain_terms
-from qru.pipeline import SCORED_AT_ONCE
+from qru.scoring import SCORED_AT_ONCE
 
 GPU_BYTES = 80e9
 GPU_FLOPS = 312e12  # NVIDIA A100 80 GB, bf16, dense: its data sheet

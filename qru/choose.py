@@ -23,7 +23,7 @@ from qru.defaults import resolve
 from qru.metrics import evaluate
 from qru.objectives import methods, parse_method
 from qru.parallel import side_by_side
-from qru.pipeline import forget_halves
+from qru.scoring import forget_halves
 from qru.unlearn import unlearn
 
 SEED, GOAL, EPOCHS = 1000, 20.0, 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qru import models, pipeline
+from qru import inputs, models, scoring
 from qru.config import RunConfig
 from qru.corpora import Corpus
 from qru.corpora.world import units_of_documents
@@ -58,9 +58,10 @@ def prepare(
         ValueError: a name is unknown, or what it names cannot be used.
     """
     named = {"target": target, "retrained": retrained, "tokenizer": tokenizer}
-    _, loaded, made = pipeline.prepared(RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named))
+    (found,) = inputs.find([RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named)])
+    loaded, made = found.corpus, found.models()
     names = [name for name in ("base", "target", "retrained") if getattr(made, name)]
-    stored = pipeline.baseline_scores(
+    stored = scoring.baseline_scores(
         loaded, made, names, short=scale == "smoke" or made.base is None, chat_template=chat_template
     )
     scores = {

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from qru import checkpoint, load_models, models, pipeline
+from qru import checkpoint, inputs, load_models, models, pipeline, scoring
 from qru.config import RunConfig
 from qru.corpora import load_corpus
 from tests.methods.checkpoints import llama_tokenizer, write_checkpoint
@@ -37,7 +37,7 @@ def home(originals, tmp_path, monkeypatch):
     """A copy of ``target``, ``retrained`` and ``muse`` to spoil; to load a model's weights is a failure."""
     shutil.copytree(originals, tmp_path / "given")
     monkeypatch.setattr(models, "load_weights", lambda *a, **k: pytest.fail("loaded a model"))
-    monkeypatch.setattr(pipeline, "baseline_scores", lambda *a, **k: pytest.fail("scored a model"))
+    monkeypatch.setattr(scoring, "baseline_scores", lambda *a, **k: pytest.fail("scored a model"))
     monkeypatch.setenv("QRU_HOME", str(tmp_path / "home"))
     return tmp_path / "given"
 
@@ -158,7 +158,7 @@ def test_parameters_that_do_not_fit_are_named(home, changes, message, monkeypatc
 
 
 def test_corpora_that_need_models_are_refused_before_they_are_loaded(home, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_corpus", lambda *a, **k: pytest.fail("loaded the corpus"))
+    monkeypatch.setattr(inputs, "load_corpus", lambda *a, **k: pytest.fail("loaded the corpus"))
     with pytest.raises(ValueError, match="give target and retrained"):
         run(home, target=None, retrained=None)
 
@@ -234,8 +234,9 @@ def test_muse_brings_its_models_at_pinned_revisions(home, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     muse = load_corpus(str(home / "muse"))
-    monkeypatch.setattr(pipeline, "load_corpus", lambda name, revision: muse)
-    config, corpus, made = pipeline.prepared(RunConfig(corpus="muse-bench/MUSE-News", scale="muse", adapter="lora"))
+    monkeypatch.setattr(inputs, "load_corpus", lambda name, revision: muse)
+    (found,) = inputs.find([RunConfig(corpus="muse-bench/MUSE-News", scale="muse", adapter="lora")])
+    config, corpus, made = found
     assert corpus is muse
     assert made.target == home / "target"
     assert made.retrained == home / "retrained"
@@ -259,9 +260,8 @@ def test_a_goal_needs_examples_to_judge_it_by(home, tmp_path):
 def test_the_key_follows_the_content_and_not_the_name(home):
     def key(target="target", corpus="muse") -> str:
         config = RunConfig(corpus=str(home / corpus), target=str(home / target), retrained=str(home / "retrained"))
-        (config,), corpora, came = pipeline._found([config])
-        (made,) = came.values()
-        (job,) = pipeline._chain(config, next(iter(corpora.values())), made)
+        (found,) = inputs.find([config])
+        (job,) = pipeline._chain(*found)
         return job.key
 
     first = key()

@@ -86,7 +86,7 @@ def test_parts_are_means_over_their_passages():
     ],
 )
 def test_a_set_that_is_not_there_is_named_before_any_work(sets, name, message, monkeypatch):
-    monkeypatch.setattr("qru.pipeline.load_corpus", lambda *a, **k: small(**sets))
+    monkeypatch.setattr("qru.inputs.load_corpus", lambda *a, **k: small(**sets))
     monkeypatch.setattr("qru.models.prepare", lambda *a: pytest.fail("prepared models"))
     with pytest.raises(ValueError, match=message):
         pipeline.run(scale="smoke", forget_set=name)
@@ -113,7 +113,7 @@ def test_unknown_kinds_stop_before_any_work(kinds, message, monkeypatch):
 
 
 def test_a_corpus_without_sets_says_what_it_has(monkeypatch):
-    monkeypatch.setattr("qru.pipeline.load_corpus", lambda *a, **k: small(sust={1: "a"}))
+    monkeypatch.setattr("qru.inputs.load_corpus", lambda *a, **k: small(sust={1: "a"}))
     with pytest.raises(ValueError, match=r"has no forget sets scal_1.*it has all, sust_1\. Leave 'scal' out"):
         arms.run_forget_sets(scale="smoke")
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qru import arms, load_corpus, load_models, parallel, pipeline
+from qru import arms, load_corpus, load_models, models, parallel, pipeline, scoring
 from qru.config import RunConfig
 
 FAST = {"scale": "smoke", "quantizers": ("rtn-int4-g128", "rtn-int3-g64")}
@@ -138,17 +138,17 @@ def test_a_record_of_another_configuration_is_not_reused(record, capfd):
 
 
 def test_damaged_baseline_scores_are_made_again(made, corpus, record):
-    file = pipeline._baseline_file("target", corpus, None, made)
+    file = scoring._baseline_file("target", corpus, None, made)
     for damage in ("{}x", '{"verbmem": {}}', "[1]"):
-        before = pipeline.baseline_scores(corpus, made, ("target",), short=True)
+        before = scoring.baseline_scores(corpus, made, ("target",), short=True)
         file.write_text(damage)
-        assert pipeline.baseline_scores(corpus, made, ("target",), short=True) == before
+        assert scoring.baseline_scores(corpus, made, ("target",), short=True) == before
 
 
 def test_an_empty_split_stops_before_training(corpus):
     empty = dataclasses.replace(corpus, raw={**corpus.raw, "forget": []})
     with pytest.raises(ValueError, match="no documents in forget"):
-        pipeline.models.prepare(empty, "smoke")
+        models.prepare(empty, "smoke")
 
 
 def test_load_models_takes_an_embedded_corpus_at_the_scale_asked_for(made, monkeypatch):

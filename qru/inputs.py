@@ -1,0 +1,108 @@
+"""What configurations refer to, corpora and models: found and checked before anything is trained or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from qru import models
+from qru.config import RunConfig
+from qru.corpora import REVISIONS, Corpus, load_corpus
+from qru.corpora.corpus import registry
+from qru.defaults import hub_corpus, resolve
+from qru.quantizers import load_quantizer
+from qru.scoring import forget_halves
+
+
+class Inputs(NamedTuple):
+    """A configuration, resolved, and what it refers to.
+
+    given: the models that a user named, or ``None`` for the embedded ones.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    given: models.Checkpoints | None
+
+    def models(self) -> models.Checkpoints:
+        """The models; embedded ones are made if they are not there."""
+        return self.given or models.prepare(self.corpus, self.config.scale)
+
+
+def find(configs: Sequence[RunConfig]) -> list[Inputs]:
+    """What configurations refer to, in their order; nothing is trained and no model loaded.
+
+    Raises:
+        ValueError: a field has an impossible value, or what it names cannot be found or used.
+    """
+    configs = [resolve(config) for config in configs]
+    for config in configs:
+        _check_has_models(config)
+    configs = [_checked(config, None) for config in configs]  # what needs no corpus and no model comes first
+    corpora = {(c.corpus, c.scale): corpus_of(c.corpus, c.scale) for c in configs}
+    for corpus in corpora.values():
+        if not corpus.measurable:
+            raise ValueError(
+                f"corpus {corpus.name!r} has nothing to measure with: give it verbmem/, knowmem/ or privleak/ (forget "
+                "and holdout)."
+            )
+    for config in configs:
+        _check_goal(config, corpora[config.corpus, config.scale])
+    named = {_names(c): None for c in configs if c.target is not None}
+    given = {names: models.given(*names) for names in named}
+    found = [(config, given.get(_names(config))) for config in configs]
+    return [Inputs(_checked(config, made), corpora[config.corpus, config.scale], made) for config, made in found]
+
+
+def _names(config: RunConfig) -> tuple[str | None, str | None, str | None, bool]:
+    return config.target, config.retrained, config.tokenizer, config.chat_template
+
+
+def _check_goal(config: RunConfig, corpus: Corpus) -> None:
+    """Refuse a goal that there are no examples for, on the side that is watched or on the one that is reported."""
+    stopping, reported = forget_halves(corpus)
+    enough = bool(stopping) and all([*stopping.values(), *reported.values()])
+    if config.forget_goal is not None and not enough:
+        raise ValueError(
+            f"forget_goal is {config.forget_goal!r}, and corpus {corpus.name!r} has too few examples to judge it by: "
+            "it needs two of VerbMem or of questions on forget. Leave forget_goal out, and give epochs."
+        )
+
+
+def _check_has_models(config: RunConfig) -> None:
+    """Refuse a corpus without embedded models where none are given, before it is loaded; some take long."""
+    known = hub_corpus(config.corpus)
+    if config.corpus not in registry and not known and not Path(config.corpus).expanduser().exists():
+        load_corpus(config.corpus)  # raises, with the nearest name
+    if config.target is None and (config.corpus not in registry or config.scale not in models.SIZES):
+        hint = f" At scale 'muse' {known} brings its authors' models." if known and config.scale != "muse" else ""
+        raise ValueError(
+            f"corpus {config.corpus!r} at scale {config.scale!r} has no embedded models: give target and retrained, a "
+            f"folder or Hub id each.{hint}"
+        )
+
+
+def corpus_of(name: str, scale: str) -> Corpus:
+    """The corpus of a configuration: as ``load_corpus`` takes it, or ``"id@revision"`` of one on the Hub.
+
+    An embedded one is at ``"muse"`` as large as at mini, which is as large as MUSE.
+    """
+    repository, _, revision = name.partition("@")
+    if repository in REVISIONS:
+        return load_corpus(repository, revision=revision or None)
+    return load_corpus(name, scale=scale if scale in models.SIZES else "mini")
+
+
+def _checked(config: RunConfig, made: models.Checkpoints | None) -> RunConfig:
+    """The config with quantizers under their exact names, each held against every layer it will meet.
+
+    Layers of models that a user gives are known only once these were found (``made``); until then names are checked.
+    """
+    quantizers = [load_quantizer(name) for name in config.quantizers]
+    known = config.target is None or made is not None
+    for name, shape in (models.layer_shapes(config.scale, made.target if made else None) if known else {}).items():
+        for quantizer in quantizers:
+            quantizer.check(shape, name)
+    return replace(config, quantizers=tuple(quantizer.name for quantizer in quantizers))
