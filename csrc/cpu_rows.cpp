@@ -22,10 +22,9 @@
 // Weights go by 64: two pairs of vectors; of a bfloat16 pair one vector holds the even columns and the other the odd
 // ones, which costs a shift and a mask (A's panels have the same order). Codes of all three kinds are narrowed to
 // bytes, 64 to a block, and clamped, compared and counted there. Quotients w / s are rounded by one of these methods:
-//   kTable       weights and step with few significant bits, up to 4 bits a code: the quotient is either an exact tie
-//   or
-//                far from one. w * (1 / s), rounded to a multiple of 2^-13, restores the tie and moves nothing else
-//                across one. The value of a code is looked up in 32 multiples of the step.
+//   kTable       weights and step with few significant bits, up to 4 bits a code: the quotient is an exact tie or far
+//                from one. w * (1 / s), rounded to a multiple of 2^-13, restores the tie and moves nothing else across
+//                one. The value of a code is looked up in 32 multiples of the step.
 //   kSnapped     the same for codes of 8 bits, clamped before rounding.
 //   kReciprocal  w * (1 / s) is within 2^-13 of the quotient (2^-16 below 8 bits) wherever a code is not clamped; a
 //                vector with a lane that near to a tie is divided. Division's results at the price of multiplication.
@@ -51,9 +50,9 @@ constexpr int kTileVectors = 4;  // 6 x 4 accumulators of 32 registers
 constexpr int kTileVectors = 1;  // 6 x 1 pairs of 16 registers
 #endif
 
-// Steps in this range have a normal reciprocal, and their groups' sums stay well inside float32.
+// Steps in this range have a normal reciprocal, and float32 sums over a span do not overflow.
 constexpr float kSmallStep = 8.6736174e-19f;            // 2^-60
-constexpr float kLargeStep = 1.1529215e18f;             // 2^60
+constexpr float kLargeStep = 1.1258999e15f;             // 2^50: 128 squares of 2 * 256 steps are below 2^126
 constexpr float kSmallestNormalHalf = 6.103515625e-5f;  // 2^-14
 // Up to this many steps a code fits a byte before it is clamped.
 constexpr float kByteReach = 120.0f;
@@ -170,9 +169,9 @@ QRU_INLINE V rounded_quotient(V w, const Vgrid& g) {
 }
 
 struct Tally {
-  U moved;
+  U moved;                         // 32 bits a lane: enough for 96 rows of 2^29 weights
   int64_t crossed, changed, near;  // near: codes that changed by one
-  uint32_t jumps[4][256];          // codes that changed by more; four, so that an increment need not wait for another
+  int64_t jumps[4][256];           // codes that changed by more; four, so that an increment need not wait for another
 };
 
 QRU_INLINE void count_jumps(Block jump, uint64_t which, Tally& tally) {
@@ -606,7 +605,7 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
                               bool merged, const RowScratch& scratch, Tally& tally, RowTotals& totals) {
   const MergeQuantizeParams& p = *task.params;
   const int64_t groups = columns / p.group;
-  const bool measure_before = p.counts != nullptr || task.ranges != nullptr;
+  const bool measure_before = p.counts != nullptr;
   const void* other = p.new_weight != nullptr ? p.new_weight : p.weight;
   const auto first_of = [&](int64_t r, int64_t i) { return (row0 + r) * p.columns + column0 + i * p.group; };
   const auto merged_of = [&](int64_t r, int64_t i) {
@@ -630,7 +629,7 @@ QRU_NOINLINE void finish_tile(const RowTask& task, int64_t row0, int64_t rows, i
   }
   if (task.ranges != nullptr) {  // one group per row
     for (int64_t r = 0; r < rows; ++r) {
-      if (has_non_finite(scratch.groups[r].range, true)) note(totals.non_finite_row, row0 + r);
+      if (has_non_finite(scratch.groups[r].range, measure_before)) note(totals.non_finite_row, row0 + r);
       task.ranges[row0 + r] = scratch.groups[r].range;
     }
     return;

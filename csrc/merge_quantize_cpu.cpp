@@ -239,8 +239,9 @@ MergeQuantizeFault merge_quantize_cpu(const MergeQuantizeParams& params, int thr
       all.high_after = fmaxf(all.high_after, ranges[row].high_after);
     }
     task.ranges = nullptr;
-    task.tensor_before = grid_of_range(all.low_before, all.high_before, p.rule);
     task.tensor_after = grid_of_range(all.low_after, all.high_after, p.rule);
+    task.tensor_before =
+        p.counts != nullptr ? grid_of_range(all.low_before, all.high_before, p.rule) : task.tensor_after;
     if (!is_finite(task.tensor_before.step) || !is_finite(task.tensor_after.step)) return {-1, 0, 0};
     if (p.scales != nullptr) p.scales[0] = task.tensor_after.step;
     if (p.zeros != nullptr) p.zeros[0] = task.tensor_after.zero;

@@ -67,7 +67,8 @@ constexpr int kEntries = 32;  // groups of a warp whose grids are taken together
 constexpr float kRounder = 12582912.0f;       // 1.5 * 2^23: adding it rounds to a whole number, half to even
 constexpr float kSnap = 1536.0f;              // 1.5 * 2^10: rounds |x| < 2^9 to a multiple of 2^-13
 constexpr float kSmallStep = 8.6736174e-19f;  // 2^-60
-constexpr float kLargeStep = 1.1529215e18f;   // 2^60
+constexpr float kLargeStep = 1.1258999e15f;   // 2^50: 16 squares of 2 * 256 steps are far below float32's end
+constexpr float kLargeSplit = 1.1529215e18f;  // 2^60
 
 __device__ __forceinline__ float element(const void* p, int dtype, int64_t i) {
   if (dtype == kFloat32) return __ldg(static_cast<const float*>(p) + i);
@@ -236,7 +237,7 @@ __device__ __forceinline__ Split split(float x) {
 // Whether x and its parts, and products of two such and sums of those, are normal float32 numbers (or zero).
 __device__ __forceinline__ bool splits(float x) {
   const float size = fabsf(x);
-  return size == 0.0f || (size >= kSmallStep && size <= kLargeStep);
+  return size == 0.0f || (size >= kSmallStep && size <= kLargeSplit);
 }
 
 __device__ __forceinline__ bool store_split(uint32_t* to, int term_stride, float x0, float x1) {

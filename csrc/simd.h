@@ -116,7 +116,7 @@ QRU_INLINE U count_nonzero(U n, V a) {
   const __mmask16 k = _mm512_cmp_ps_mask(a.x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
   return {_mm512_mask_add_epi32(n.x, k, n.x, _mm512_set1_epi32(1))};
 }
-QRU_INLINE int64_t total(U n) { return _mm512_reduce_add_epi32(n.x); }
+QRU_INLINE void store_counters(uint32_t* p, U n) { _mm512_storeu_si512(p, n.x); }
 
 QRU_INLINE Block load_block(const void* p) { return {_mm512_loadu_si512(p)}; }
 QRU_INLINE void store_block(void* p, Block a) { _mm512_storeu_si512(p, a.x); }
@@ -262,12 +262,9 @@ QRU_INLINE U count_nonzero(U n, V a) {
   return {_mm256_sub_epi32(n.lo, _mm256_castps_si256(_mm256_cmp_ps(a.lo, zero, _CMP_NEQ_UQ))),
           _mm256_sub_epi32(n.hi, _mm256_castps_si256(_mm256_cmp_ps(a.hi, zero, _CMP_NEQ_UQ)))};
 }
-QRU_INLINE int64_t total(U n) {
-  alignas(32) int32_t x[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(x), _mm256_add_epi32(n.lo, n.hi));
-  int64_t sum = 0;
-  for (int i = 0; i < 8; ++i) sum += x[i];
-  return sum;
+QRU_INLINE void store_counters(uint32_t* p, U n) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), n.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), n.hi);
 }
 
 QRU_INLINE Block load_block(const void* p) {
@@ -444,11 +441,7 @@ QRU_INLINE U count_nonzero(U n, V a) {
   memcpy(&minus_one, &differs, sizeof minus_one);
   return {n.x - minus_one};
 }
-QRU_NOINLINE int64_t total(U n) {
-  int64_t sum = 0;
-  QRU_LANES sum += n.x[i];
-  return sum;
-}
+QRU_INLINE void store_counters(uint32_t* p, U n) { memcpy(p, &n.x, sizeof n.x); }
 
 template <typename T>
 QRU_INLINE T block_as(Block a) {
@@ -591,6 +584,14 @@ QRU_INLINE void add_sums(V a, V b, V c, V d, double* out) {
 #undef QRU_LANES
 
 #endif
+
+QRU_INLINE int64_t total(U n) {
+  uint32_t x[kLane];
+  store_counters(x, n);
+  int64_t sum = 0;
+  for (uint32_t count : x) sum += count;
+  return sum;
+}
 
 // Bytes from n on are cleared.
 QRU_INLINE Block keep_bytes(Block a, int n) {

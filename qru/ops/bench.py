@@ -160,7 +160,7 @@ def contestants_of(weight, lora_A, lora_B, compiled: bool) -> dict[str, Contesta
     if not on_cpu:  # the call waits for its counts; a loop over layers need not
         found["call"] = Contestant(call)
         found["tensor-core"] = Contestant(lambda: enqueued("tensor-core"))
-    found["dequantize"] = Contestant(lambda: merge_dequantize_op(weight, lora_A, lora_B, None, 1.0, name, "exact", 0))
+    found["dequantize"] = Contestant(lambda: merge_dequantize_op(weight, lora_A, lora_B, 1.0, name, "exact", 0))
     found["eager"] = Contestant(lambda: eager_pipeline(weight, lora_A, lora_B))
     if compiled:
         torch.compiler.reset()  # each shape gets code of its own, which is its best

@@ -19,15 +19,16 @@ COUNTS = ("crossed", "changed", "moved", "steps_moved", "zero_groups")
 SUMS = ("predicted", "sum_dw2", "sum_q_dw", "sum_q2")
 FAULTS = ("non_finite_row", "step_overflow_row")  # -1: none
 OUTPUTS = ("packed", "packed_stride", "scales", "zeros", "merged", "counts", "sums", "dequantized")
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # OpenMP ends the process when the system refuses it a thread
 PRECISIONS = {"exact": 0, "tensor-core": 1}  # csrc/merge_quantize.h: Precision
 
 
 def serves(device: torch.device) -> bool:
     """Whether the compiled kernel runs on this device."""
+    if device.type == "meta":
+        return True  # shapes need no kernel
     module = extension()
-    if module is None:
-        return False
-    return device.type in ("cpu", "meta") or (device.type == "cuda" and module.build_info()["cuda"])
+    return module is not None and (device.type == "cpu" or (device.type == "cuda" and module.build_info()["cuda"]))
 
 
 @torch.library.custom_op("qru::merge_quantize", mutates_args=())
@@ -76,7 +77,6 @@ def merge_dequantize_op(
     weight: Tensor,
     lora_A: Tensor | None,
     lora_B: Tensor | None,
-    new_weight: Tensor | None,
     scaling: float,
     spec: str,
     precision: str,
@@ -87,15 +87,15 @@ def merge_dequantize_op(
     Returns:
         dequantized (out, in) in the weight's dtype, faults int64 (FAULTS).
     """
-    weight, new_weight = _aligned(weight), _aligned(new_weight)
+    weight = _aligned(weight)
     dequantized, faults = torch.empty_like(weight), weight.new_zeros(len(FAULTS), dtype=torch.int64)
     grid, outputs = QuantSpec.parse(spec), {"dequantized": dequantized.data_ptr()}
-    _launch(problem_of(weight, lora_A, lora_B, new_weight, scaling, grid, precision, outputs), weight, threads, faults)
+    _launch(problem_of(weight, lora_A, lora_B, None, scaling, grid, precision, outputs), weight, threads, faults)
     return dequantized, faults
 
 
 @merge_dequantize_op.register_fake
-def _(weight, lora_A, lora_B, new_weight, scaling, spec, precision, threads):
+def _(weight, lora_A, lora_B, scaling, spec, precision, threads):
     return torch.empty_like(weight), weight.new_empty(len(FAULTS), dtype=torch.int64)
 
 
@@ -136,7 +136,8 @@ def _launch(problem, weight, threads, faults):
         scratch = torch.empty_like(weight)
         problem["merged"] = scratch.data_ptr()
     isa = os.environ.get("QRU_ISA", "auto")
-    found = extension().merge_quantize_cpu(problem, threads or torch.get_num_threads(), isa)
+    threads = min(threads or torch.get_num_threads(), MOST_THREADS)
+    found = extension().merge_quantize_cpu(problem, threads, isa)
     del scratch
     faults[:] = torch.tensor(found)
 

@@ -6,13 +6,14 @@ PyTorch. Both give the same merged weight, codes, scales and counts, bit for bit
 """
 
 import difflib
+import numbers
 from dataclasses import asdict, dataclass
 
 import torch
 
 from qru.ops.exact_fma import merge_exact
 from qru.ops.extension import warn_not_built
-from qru.ops.grid import QuantSpec, codes_on, dequantize, grid_of, group_width
+from qru.ops.grid import QuantSpec, codes_on, dequantize, grid_of, group_width, quantize_ref
 from qru.ops.kernel import COUNTS, PRECISIONS, SUMS, merge_dequantize_op, merge_quantize_op, serves
 from qru.ops.pack import pack, unpack
 
@@ -182,23 +183,23 @@ def merge_dequantize(
     this weight, the backward pass takes its derivative for one (straight-through). No gradient flows by itself.
 
     Args:
-        weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision: as for ``merge_quantize``.
+        weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision: as for ``merge_quantize``; but as
+            nothing is compared, the numbers in ``weight`` are not looked at where ``new_weight`` replaces them.
     Returns:
         (out, in) in the weight's dtype: (q - z) * s in float32, rounded once.
     Raises:
-        ValueError: as ``merge_quantize``.
+        ValueError: as ``merge_quantize``, for what the merged weight is made of.
     Source: Bengio, Leonard and Courville 2013, arXiv 1308.3432 (straight-through estimator).
     """
     args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
     if not serves(weight.device):
         warn_not_built(weight.device.type)
-        return _reference(*args, spec, False, name).dequantized(weight.dtype)
+        return _dequantized_reference(*args, spec, name)
     weight, lora_A, lora_B, scaling, new_weight = args
-    values, faults = merge_dequantize_op(
-        weight, lora_A, lora_B, new_weight, scaling, spec.full_name, precision, threads or 0
-    )
-    if not weight.is_meta:
-        _refuse_faults(*faults.tolist(), *args, spec, name)
+    before = weight if new_weight is None else new_weight
+    values, faults = merge_dequantize_op(before, lora_A, lora_B, scaling, spec.full_name, precision, threads or 0)
+    if not weight.is_meta and max(faults.tolist()) >= 0:
+        _refuse_faults(*faults.tolist(), *args, spec, name, counting=False)
     return values
 
 
@@ -216,15 +217,27 @@ def merge_dequantize_ref(
 ) -> torch.Tensor:
     """The specification of ``merge_dequantize``: same arguments, same result, plain PyTorch on any device."""
     args = _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision)
-    return _reference(*args, spec, False, name).dequantized(weight.dtype)
+    return _dequantized_reference(*args, spec, name)
+
+
+def _merged_reference(weight, lora_A, lora_B, scaling, new_weight, name):
+    _refuse_non_finite(name, weight=weight, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
+    if lora_A is None:
+        return weight if new_weight is None else new_weight
+    after = merge_exact(weight, lora_A, lora_B, scaling)
+    _refuse_non_finite(name, merged=after)
+    return after
+
+
+def _dequantized_reference(weight, lora_A, lora_B, scaling, new_weight, spec, name):
+    read = weight if new_weight is None else None
+    after = _merged_reference(read, lora_A, lora_B, scaling, new_weight, name)
+    codes, scales, zeros = quantize_ref(after, spec, name)
+    return dequantize(codes, scales, zeros, spec).to(weight.dtype)
 
 
 def _reference(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, name):
-    _refuse_non_finite(name, weight=weight, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
-    after = weight if new_weight is None else new_weight
-    if lora_A is not None:
-        after = merge_exact(weight, lora_A, lora_B, scaling)
-        _refuse_non_finite(name, merged=after)
+    after = _merged_reference(weight, lora_A, lora_B, scaling, new_weight, name)
     scales0, zeros0 = grid_of(weight, spec, name)
     scales, zeros = grid_of(after, spec, name)
     before_codes = codes_on(weight, scales0, zeros0, spec, name)
@@ -260,7 +273,8 @@ def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, na
     stats = None
     if not weight.is_meta:
         *count, non_finite_row, step_overflow_row = counts.tolist()
-        _refuse_faults(non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name)
+        if max(non_finite_row, step_overflow_row) >= 0:
+            _refuse_faults(non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name)
         stats = CrossingStats(
             weights=weight.numel(),
             histogram=tuple(count[len(COUNTS) :]),
@@ -271,21 +285,26 @@ def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, na
     return QuantizedWeight(packed, scales, zeros, merged if keep_merged else None, stats, spec, tuple(weight.shape))
 
 
-def _refuse_faults(non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name):
-    """Raise what the reference would have raised; a merge that overflows is looked for in its own row only."""
-    if max(non_finite_row, step_overflow_row) < 0:
-        return
-    _refuse_non_finite(name, weight=weight, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
+def _refuse_faults(
+    non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name, counting=True
+):
+    """Raise what the reference raises. A merge that overflows is looked for in its own row only, and first there: the
+    merged weight of a tensor-core path is not quite the reference's."""
+    read = weight if counting or new_weight is None else None
     if non_finite_row >= 0:
+        _refuse_non_finite(name, weight=read, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
         row = slice(non_finite_row, non_finite_row + 1)
         merged = merge_exact(weight[row], lora_A, lora_B[row], scaling)
         _refuse_non_finite(name, first_row=non_finite_row, merged=merged)
-    after = weight if new_weight is None else new_weight
-    if lora_A is not None:
-        after = merge_exact(weight, lora_A, lora_B, scaling)
-    grid_of(weight, spec, name)
-    grid_of(after, spec, name)
-    raise AssertionError("the kernel found NaN, Inf or an overflowing step where the reference finds nothing wrong")
+    else:
+        after = _merged_reference(read, lora_A, lora_B, scaling, new_weight, name)
+        if counting:
+            grid_of(weight, spec, name)
+        grid_of(after, spec, name)
+    raise AssertionError(
+        f"{name or 'a layer'}: the kernel found NaN or Inf (row {non_finite_row}) or an overflowing step (row "
+        f"{step_overflow_row}) where the reference finds nothing wrong"
+    )
 
 
 def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, precision):
@@ -328,10 +347,10 @@ def _checked(weight, lora_A, lora_B, scaling, spec, new_weight, name, threads, p
         for label, tensor in (("lora_A", lora_A), ("lora_B", lora_B)):
             if tensor.dtype not in (torch.float32, weight.dtype):
                 raise ValueError(f"{where}{label} is {tensor.dtype}; it must be float32 or the weight's {weight.dtype}")
-        if isinstance(scaling, str) or scaling is None:
-            raise ValueError(f"{where}scaling is {scaling!r}; it must be a number, alpha / r of the adapter")
-        if not torch.isfinite(torch.tensor(scaling, dtype=torch.float32)):
-            raise ValueError(f"{where}scaling is {scaling}; it must be finite")
+    if not isinstance(scaling, numbers.Real):
+        raise ValueError(f"{where}scaling is {scaling!r}; it must be a number, alpha / r of the adapter")
+    if not torch.isfinite(torch.tensor(float(scaling), dtype=torch.float32)):
+        raise ValueError(f"{where}scaling is {scaling}; it must be finite in float32")
     if new_weight is not None and (new_weight.shape != weight.shape or new_weight.dtype != weight.dtype):
         raise ValueError(
             f"{where}new_weight is {tuple(new_weight.shape)} {new_weight.dtype}; the weight is {(rows, columns)} "

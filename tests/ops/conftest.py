@@ -1,4 +1,5 @@
-"""Hypothesis profiles: the same few hundred cases at each run, or ten thousand new ones (``make nightly``)."""
+"""Hypothesis profiles: a few hundred cases, the same ones while nothing changes, or ten thousand new ones
+(``make nightly``)."""
 
 import os
 

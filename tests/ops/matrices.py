@@ -10,17 +10,53 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "ties", "sparse", "denormal", "wide", "large", "constant")
 
 
-def specs(columns: int):
-    """Any grid for rows of this length."""
-    groups = [d for d in range(1, columns + 1) if columns % d == 0] + [-1, "tensor"]
-    return st.builds(
-        QuantSpec,
-        bits=st.sampled_from(BITS),
-        group_size=st.sampled_from(groups),
-        symmetric=st.booleans(),
-        step=st.sampled_from(list(STEP_RULES)),
-        scale_dtype=st.sampled_from(list(SCALE_DTYPES)),
+def spec_of(pick, columns: int) -> QuantSpec:
+    """Any grid for rows of this length; ``pick`` chooses one of several."""
+    return QuantSpec(
+        bits=pick(BITS),
+        group_size=pick([d for d in range(1, columns + 1) if columns % d == 0] + [-1, "tensor"]),
+        symmetric=pick([True, False]),
+        step=pick(list(STEP_RULES)),
+        scale_dtype=pick(list(SCALE_DTYPES)),
     )
+
+
+def problem_of(pick) -> tuple[torch.Tensor, dict, QuantSpec]:
+    """Any weight, update (arguments of merge_quantize) and grid."""
+    rows, columns = pick(range(1, 16)), pick(pick([range(1, 151), (256, 384, 512, 1088)]))
+    dtype, kind, seed, spec = pick(DTYPES), pick(KINDS), pick(range(2**31)), spec_of(pick, columns)
+    weight = weights(kind, (rows, columns), dtype, seed, spec)
+    mode = pick(["adapter", "adapter", "new_weight", "plain"])
+    if mode == "new_weight":
+        return weight, {"new_weight": near(weight, seed + 1)}, spec
+    if mode == "plain":
+        return weight, {}, spec
+    rank = pick(pick([range(1, 10), (16, 33)]))
+    generator = torch.Generator().manual_seed(seed + 2)
+    size = min(float(weight.float().abs().max()) * pick([1e-3, 0.1, 2.0, 0.0]), 1e30)
+    update = {
+        "lora_A": torch.randn(rank, columns, generator=generator).to(pick([torch.float32, dtype])),
+        "lora_B": (torch.randn(rows, rank, generator=generator) * size).to(pick([torch.float32, dtype])),
+        "scaling": pick([1.0, 2.0, 0.3, -1.7]),
+    }
+    return weight, update, spec
+
+
+def drawn(draw):
+    """A ``pick`` that hypothesis searches and shrinks."""
+    return lambda options: draw(
+        st.integers(options[0], options[-1]) if isinstance(options, range) else st.sampled_from(options)
+    )
+
+
+@st.composite
+def specs(draw, columns: int):
+    return spec_of(drawn(draw), columns)
+
+
+@st.composite
+def problems(draw):
+    return problem_of(drawn(draw))
 
 
 def weights(
@@ -103,7 +139,7 @@ def features(weight: torch.Tensor, update: dict[str, torch.Tensor], spec: QuantS
     return {name for name, held in holds.items() if held}
 
 
-# Every feature that there is, so that a test can ask for all of them.
+# Every feature that there is, so that tests can ask for all of them.
 FEATURES = frozenset(
     [str(dtype) for dtype in DTYPES]
     + [f"{bits} bits" for bits in BITS]

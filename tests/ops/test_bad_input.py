@@ -71,6 +71,8 @@ def test_shapes_and_types(run):
         ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": 1e39}, "must be finite"),  # Inf in float32
         ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": None}, "scaling is None"),
         ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": "2"}, "scaling is '2'"),
+        ({"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "scaling": [2.0]}, r"scaling is \[2.0\]"),
+        ({"weight": weight, "scaling": None}, "scaling is None"),
         ({"weight": None}, "weight is NoneType; give a dense"),
         ({"weight": weight.numpy()}, "weight is ndarray; give a dense"),
         ({"weight": weight.to_sparse()}, "weight is torch.sparse_coo; give a dense"),
@@ -102,6 +104,11 @@ def test_inputs_are_left_alone(run):
     plain.merged.zero_()
     assert torch.equal(weight, before)
     assert not torch.equal(out.merged, before)
+
+
+def test_more_threads_than_any_system_has(run):
+    weight = torch.randn(64, 128)
+    assert torch.equal(run(weight, threads=2**40).packed, run(weight, threads=1).packed)
 
 
 def test_precision(run):

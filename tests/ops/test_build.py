@@ -23,6 +23,7 @@ with warnings.catch_warnings(record=True) as caught:
 assert [w.category for w in caught] == [RuntimeWarning], caught
 assert "not built" in str(caught[0].message) and "pip install" in str(caught[0].message)
 assert torch.equal(first.packed, merge_quantize_ref(weight).packed)
+assert merge_quantize(weight.to("meta")).packed.shape == first.packed.shape
 print(first.stats)
 """
 

@@ -5,13 +5,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qru.ops import QuantSpec, build_info, merge_dequantize, merge_dequantize_ref, merge_quantize
+from qru.ops import (
+    QuantSpec,
+    build_info,
+    dequantize,
+    merge_dequantize,
+    merge_dequantize_ref,
+    merge_quantize,
+    quantize_ref,
+)
 from qru.ops.kernel import merge_dequantize_op
-from tests.ops.matrices import DTYPES, weights
-from tests.ops.test_merge_quantize import outcome, problems, same_bits
+from tests.ops.matrices import DTYPES, problems, weights
+from tests.ops.test_merge_quantize import outcome, same_bits
 
 ISAS = build_info().get("isas", [])
 built = pytest.mark.skipif(not ISAS, reason="the kernel is not built")
+
+
+def quantized(weight, spec):
+    """Values of a weight on its own grid."""
+    return dequantize(*quantize_ref(weight, spec), spec)
 
 
 def test_against_arithmetic_by_hand():
@@ -76,6 +89,8 @@ def test_what_it_refuses(run, group_size):
         run(weight, lora_A, bad_B, spec=spec)
     with pytest.raises(ValueError, match="new_weight is nan at row 3, column 2"):
         run(weight, new_weight=bad, spec=spec)
+    with pytest.raises(ValueError, match="new_weight is nan at row 3, column 2"):
+        run(bad.flip(0), new_weight=bad, spec=spec)  # what is replaced is not looked at
     huge_A, huge_B = torch.zeros(1, 128), torch.zeros(8, 1)
     huge_A[0, 5], huge_B[6, 0] = 300.0, 300.0
     with pytest.raises(ValueError, match="merged is inf at row 6, column 5"):
@@ -86,11 +101,28 @@ def test_what_it_refuses(run, group_size):
         run(weight, lora_A, spec=spec)
 
 
+@pytest.mark.parametrize("run", [merge_dequantize, merge_dequantize_ref])
+@pytest.mark.parametrize("group_size", [32, -1, "tensor"])
+def test_only_the_merged_weight_must_be_sound(run, group_size):
+    """What a new weight replaces is not read; nor does the grid of a weight before its merge matter."""
+    spec, new = QuantSpec(group_size=group_size, scale_dtype="float16"), torch.randn(8, 128)
+    want = quantized(new, spec)
+    assert torch.equal(run(torch.full((8, 128), float("nan")), new_weight=new, spec=spec), want)
+    assert torch.equal(run(torch.full((8, 128), 3e38), new_weight=new, spec=spec), want)
+    huge, lora_A, lora_B = torch.full((8, 128), 2.0**20), torch.ones(1, 128), torch.full((8, 1), -(2.0**20))
+    lora_A[0, ::2] += 2.0**-20
+    merged = torch.zeros(8, 128)
+    merged[:, ::2] = -1.0
+    assert torch.equal(run(huge, lora_A, lora_B, spec=spec), quantized(merged, spec))
+    with pytest.raises(ValueError, match="the step of row 0, group 0 overflows float16"):
+        merge_quantize(huge, lora_A, lora_B, spec=spec)  # counting needs both grids
+
+
 @built
 @pytest.mark.parametrize("spec", [QuantSpec(group_size=32), QuantSpec(bits=8, group_size="tensor")])
 def test_opcheck(spec):
     weight, lora_A, lora_B = torch.randn(6, 96).bfloat16(), torch.randn(4, 96), torch.randn(6, 4)
-    for arguments in ((lora_A, lora_B, None), (None, None, weight * 2)):
+    for arguments in ((lora_A, lora_B), (None, None)):
         torch.library.opcheck(merge_dequantize_op, (weight, *arguments, 0.5, spec.full_name, "exact", 1))
 
 
