@@ -2,6 +2,8 @@
 
     torchrun --nproc-per-node 2 several_processes.py FOLDER CASE… [--save DIR [--die-at STEP]]
 
+A case may be run twice under names of its own: "bf16" and "bf16@killed".
+
 Losses are computed in fp32 whatever the CPU has: what is left between one process and two is the order of additions.
 """
 
@@ -33,7 +35,7 @@ CASES = {
 
 def trained(case: str, start: Path, checkpoint: Path | None = None) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """History and whole state of one case; the state is empty in all processes but the first."""
-    settings, held = CASES[case]
+    settings, held = CASES[case.partition("@")[0]]
     settings = {"epochs": 2, "learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0} | settings
     model, tokenizer = models.load(start)
     corpus = load_corpus("books", scale="smoke")

@@ -19,6 +19,7 @@ from qru.defaults import resolve
 from qru.unlearn import portions
 
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+KILLED = "bf16@killed"
 SECONDS = 400  # a torchrun that has not ended by then never will, on a machine with much else to do, too
 
 
@@ -55,13 +56,27 @@ def ended(process: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope="module")
-def by_two(start, tmp_path_factory):
-    """Case -> history and weights, from two processes."""
+def killed(start, tmp_path_factory):
+    """A training by two processes that was killed: where it was, its exit status, who was left, what it had saved."""
     folder = tmp_path_factory.mktemp("two")
-    process = torchrun(start, *several_processes.CASES, "--save", folder)
+    process = torchrun(start, KILLED, "--save", folder, "--die-at", 3)
+    ended(process)
+    pids = [int((folder / f"pid-{rank}").read_text()) for rank in (0, 1)]
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    saved = {file.name: torch.load(file)["history"] for file in folder.glob(f"{KILLED}.training*")}
+    return folder, process.returncode, left, saved
+
+
+@pytest.fixture(scope="module")
+def by_two(start, killed):
+    """Case -> history and weights, from two processes; the killed one goes on from where it was."""
+    folder, cases = killed[0], [*several_processes.CASES, KILLED]
+    process = torchrun(start, *cases, "--save", folder)
     said = ended(process)
     assert process.returncode == 0, said[-3000:]
-    return {case: torch.load(folder / f"{case}.pt") for case in several_processes.CASES}
+    return {case: torch.load(folder / f"{case}.pt") for case in cases}
 
 
 @pytest.mark.parametrize("case", several_processes.CASES)
@@ -87,27 +102,16 @@ def test_two_processes_train_as_one_does(case, start, by_two, monkeypatch):
         assert torch.equal(others_weights["lm_head.weight"], others_weights["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("case", ["bf16"])
-def test_killed_processes_leave_nobody_and_resume_to_the_same_bits(case, start, by_two, tmp_path):
-    process = torchrun(start, case, "--save", tmp_path, "--die-at", 3)
-    ended(process)
-    assert process.returncode == -signal.SIGKILL
-    pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in (0, 1)]
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-    saved = {file.name: torch.load(file)["history"] for file in tmp_path.glob(f"{case}.training*")}
+def test_killed_processes_leave_nobody_and_resume_to_the_same_bits(killed, by_two):
+    _, status, left, saved = killed
+    assert status == -signal.SIGKILL
+    assert not left
     assert {name: len(history) for name, history in saved.items()} == {
-        f"{case}.training.0-of-2": 3, f"{case}.training.1-of-2": 2, f"{case}.training.1-of-2{loop.NEWER}": 3,
+        f"{KILLED}.training.0-of-2": 3, f"{KILLED}.training.1-of-2": 2, f"{KILLED}.training.1-of-2{loop.NEWER}": 3,
     }  # fmt: skip
-    resumed = torchrun(start, case, "--save", tmp_path)
-    said = ended(resumed)
-    assert resumed.returncode == 0, said[-3000:]
-    (history, weights), (whole_history, whole_weights) = torch.load(tmp_path / f"{case}.pt"), by_two[case]
+    (history, weights), (whole_history, whole_weights) = by_two[KILLED], by_two["bf16"]
     assert [row["loss"] for row in history] == [row["loss"] for row in whole_history]
-    assert [row["seconds"] for row in history[:3]] == [row["seconds"] for row in saved[f"{case}.training.0-of-2"]]
+    assert [row["seconds"] for row in history[:3]] == [row["seconds"] for row in saved[f"{KILLED}.training.0-of-2"]]
     for name, value in whole_weights.items():
         assert torch.equal(weights[name], value), name
 
