@@ -46,18 +46,20 @@ def evaluation(folder: Path) -> str:
     for record in (records.read_json(file) for file in sorted(folder.glob("*.json"))):
         metrics, verified, config = record["metrics"], record["verified"], record["config"]
         total, machine = metrics["total"], record["provenance"]["hardware"]
-        apart = verified["largest_log_prob_difference"]
+        apart, beyond = (verified[key] for key in ("largest_log_prob_difference", "log_probs_more_than_1e-5_apart"))
         load = record.get("load_average", [0])[-1]
         busy = f", beside other work (load {load:.0f})" if load > machine["cores"] else ""
+        muse = [found["seconds"] for name, found in metrics.items() if name not in ("total", "disjoint")]
+        of_muse = sum(seconds["alone"] for seconds in muse) / sum(seconds["ours"] for seconds in muse)
         ratios = ", ".join(f"{name} {found['ratio']:.1f}" for name, found in metrics.items() if name != "total")
         parts.append(
             f"Scoring the {config['scale']} {config['model']} on `{config['corpus']}` takes "
             f"{total['seconds']['ours']:.1f} s in place of {total['seconds']['alone']:.0f} s: **{total['ratio']:.1f}** "
-            f"times as fast ({ratios}), with {record['threads']} thread of {machine['processor']} "
-            f"({machine['cores']} cores); medians of {record['rounds']} interleaved rounds, spread "
+            f"times as fast, and {of_muse:.1f} times in MUSE's four metrics ({ratios}), "
+            f"with {record['threads']} thread of {machine['processor']} ({machine['cores']} cores); medians of {record['rounds']} interleaved rounds, spread "
             f"{max(total['spread'].values()):.0%}{busy}. Verified before: {verified['strings']} generated strings are "
-            f"equal, {verified['log_probs']:,} log-probabilities differ by {apart:.1e} at "
-            "most, all scores are equal."
+            f"equal, {verified['log_probs']:,} log-probabilities differ by {apart:.2e} at "
+            f"most ({beyond} by more than 1e-5), all scores are equal."
         )
     return "\n\n".join(parts) or "There is no record of it yet: `python -m qru.metrics.bench`."
 
