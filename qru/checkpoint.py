@@ -49,7 +49,8 @@ def located(name: str, role: str) -> Path:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or repository.startswith("."):
         raise ValueError(
-            f"{role} is {name!r}: there is no such folder, and 'name/model@revision' is how the Hub has it."
+            f"{role} is {name!r}: there is no such folder ({folder.absolute()}), and 'name/model@revision' is how the "
+            "Hub has it."
         )
     wanted = [*BESIDE, *(() if role == "tokenizer" else WEIGHTS)]
     say(f"{role}: {name} from the Hub")
@@ -67,15 +68,15 @@ def located(name: str, role: str) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise ValueError(
-            f"{role} is {name!r}: there is no such folder here and no such model on the Hub (or it is private: run "
-            "`hf auth login`)."
+            f"{role} is {name!r}: there is no folder {folder.absolute()} and no such model on the Hub (or it is "
+            "private: run `hf auth login`)."
         ) from None
     except OSError as error:  # LocalEntryNotFoundError, OfflineModeIsEnabled, and whatever the connection raises
         given = f" --revision {revision}" if revision else ""
         raise ValueError(
-            f"{role} is {name!r}: there is no such folder here, and the Hub cannot be reached ({brief(error)}). On a "
-            f"machine that can, run `hf download {repository}{given} --local-dir FOLDER`, copy the folder here, and "
-            f"give {role}=FOLDER."
+            f"{role} is {name!r}: there is no folder {folder.absolute()}, and the Hub cannot be reached "
+            f"({brief(error)}). On a machine that can, run `hf download {repository}{given} --local-dir FOLDER`, copy "
+            f"the folder here, and give {role}=FOLDER."
         ) from error
 
 
@@ -102,7 +103,10 @@ def check_files(folder: Path, role: str) -> None:
         raise ValueError(f"{where} is quantized already: give the model as it was before, in bf16, fp16 or fp32.")
     index = folder / INDEX
     if index.is_file():
-        named = sorted(set(read_json(index)["weight_map"].values()))
+        try:
+            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: {INDEX} is damaged ({error!r}): copy or download it again.") from error
         if missing := [shard for shard in named if not (folder / shard).is_file()]:
             raise ValueError(
                 f"{where} lacks {', '.join(missing)}, {len(missing)} of the {len(named)} files that {INDEX} names: "

@@ -141,7 +141,10 @@ class RunConfig:
                 )
         if (self.target is None) != (self.retrained is None):
             missing = "target" if self.target is None else "retrained"
-            raise ValueError(f"{missing} is not given: target and retrained come together, or neither does.")
+            raise ValueError(
+                f"{missing} is not given: target and retrained come together, or neither does. A retrained model never "
+                "saw the forget set; the nearest to it, where there is none, is what the target was fine-tuned from."
+            )
         if self.tokenizer is not None and self.target is None:
             raise ValueError(
                 f"tokenizer is {self.tokenizer!r}, but no target is given: embedded models have their own."

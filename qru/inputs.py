@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from qru import models
+from qru import checkpoint, models
 from qru.config import RunConfig
 from qru.corpora import REVISIONS, Corpus, load_corpus
 from qru.corpora.corpus import registry
 from qru.defaults import hub_corpus, resolve
+from qru.metrics import Options
+from qru.metrics.evaluation import check_texts
+from qru.objectives import parse_method
 from qru.quantizers import load_quantizer
 from qru.scoring import forget_halves
 
@@ -31,8 +34,12 @@ class Inputs(NamedTuple):
         return self.given or models.prepare(self.corpus, self.config.scale)
 
 
-def find(configs: Sequence[RunConfig]) -> list[Inputs]:
+def find(configs: Sequence[RunConfig], train: bool = True) -> list[Inputs]:
     """What configurations refer to, in their order; nothing is trained and no model loaded.
+
+    Args:
+        configs: what is to be run.
+        train: ``False`` if models are only to be scored: then the corpus needs nothing to train on.
 
     Raises:
         ValueError: a field has an impossible value, or what it names cannot be found or used.
@@ -49,15 +56,41 @@ def find(configs: Sequence[RunConfig]) -> list[Inputs]:
                 "and holdout)."
             )
     for config in configs:
+        if train:
+            _check_retain(config, corpora[config.corpus, config.scale])
         _check_goal(config, corpora[config.corpus, config.scale])
     named = {_names(c): None for c in configs if c.target is not None}
     given = {names: models.given(*names) for names in named}
+    for at in dict.fromkeys((c.corpus, c.scale, _names(c)) for c in configs if c.target is not None):
+        _check_scorable(corpora[at[:2]], given[at[2]], chat_template=at[2][-1])
     found = [(config, given.get(_names(config))) for config in configs]
     return [Inputs(_checked(config, made), corpora[config.corpus, config.scale], made) for config, made in found]
 
 
 def _names(config: RunConfig) -> tuple[str | None, str | None, str | None, bool]:
     return config.target, config.retrained, config.tokenizer, config.chat_template
+
+
+def _check_retain(config: RunConfig, corpus: Corpus) -> None:
+    """Refuse a method with a retain term where it has nothing to train on."""
+    forget_term, retain_term = parse_method(config.method)
+    if retain_term and not any(text.strip() for text in corpus.raw["retain1"]):
+        raise ValueError(
+            f"method {config.method!r} trains on texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 "
+            f"(to your own texts: retain), or take method {forget_term!r}, which has no retain term."
+        )
+
+
+def _check_scorable(corpus: Corpus, made: models.Checkpoints, chat_template: bool) -> None:
+    """Hold every text to be scored against tokenizer and positions of models that a user gives; no weight is loaded."""
+    for role in ("target", "retrained"):
+        model = models.without_weights("", getattr(made, role))
+        embedded = model.get_input_embeddings().weight.shape[0]
+        tokenizer = checkpoint.load_tokenizer(made.tokenizer, embedded=embedded)
+        try:
+            check_texts(model, tokenizer, corpus, corpus.measurable, Options(chat_template=chat_template))
+        except ValueError as error:
+            raise ValueError(f"{role} {getattr(made, role)} cannot be scored: {error}") from None
 
 
 def _check_goal(config: RunConfig, corpus: Corpus) -> None:

@@ -58,7 +58,7 @@ def prepare(
         ValueError: a name is unknown, or what it names cannot be used.
     """
     named = {"target": target, "retrained": retrained, "tokenizer": tokenizer}
-    (found,) = inputs.find([RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named)])
+    (found,) = inputs.find([RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named)], train=False)
     loaded, made = found.corpus, found.models()
     names = [name for name in ("base", "target", "retrained") if getattr(made, name)]
     stored = scoring.baseline_scores(

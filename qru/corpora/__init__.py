@@ -47,6 +47,11 @@ def load_corpus(
         return load_hub(name, revision)
     if not named:
         return _load_path(Path(name).expanduser())
+    if any((Path(name) / inside).is_dir() for inside in ("raw", "forget")):
+        # Scored on the embedded corpus by mistake, a user's own model would look as if it knew nothing.
+        raise ValueError(
+            f"there is a corpus in the folder {name!r} here, named as an embedded one: write ./{name} to load it."
+        )
     if scale not in SIZES:
         raise unknown("scale", scale, SIZES)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

@@ -103,6 +103,22 @@ def evaluate(
     return scores
 
 
+def check_texts(model, tokenizer, corpus, metrics: Sequence[str], options: Options | None = None) -> None:
+    """Refuse a corpus that a model cannot be scored on; reads shapes and settings of the model, no weights.
+
+    Args:
+        model: may be without values (on the meta device).
+        tokenizer, corpus, metrics, options: as for ``evaluate``.
+
+    Raises:
+        ValueError: tokenizer of another model, a text longer than the model's positions or too short for Min-K.
+    """
+    check_tokenizer(model, tokenizer)
+    for name in metrics:
+        if (check := registry[name].check) is not None:
+            check(model, tokenizer, corpus, Context(None, options=options or Options()))
+
+
 def _stored(retrained, tokenizer, corpus, metrics: list[str], options: Options) -> dict[str, dict] | None:
     """Stored scores by metric after a check against the corpus, or None where the retrained model itself is given."""
     if not isinstance(retrained, Mapping):

@@ -376,3 +376,13 @@ def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load_corpus(NEWS)
+
+
+def test_a_folder_named_as_an_embedded_corpus_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "books" / "raw").mkdir(parents=True)
+    (tmp_path / "books" / "raw" / "forget.json").write_text('["A text."]')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"a corpus in the folder 'books' here.*write \./books to load it"):
+        load_corpus("books")
+    assert load_corpus("./books").raw["forget"] == ["A text."]
+    assert load_corpus("news", scale="smoke").raw["forget"] != ["A text."]

@@ -61,6 +61,11 @@ def drop_shard(home):
     shard(home / "target").unlink()
 
 
+def break_index(home):
+    file = home / "target" / "model.safetensors.index.json"
+    file.write_text(file.read_text()[:20])
+
+
 def cut_shard(home):
     file = shard(home / "retrained")
     file.write_bytes(file.read_bytes()[:1000])
@@ -115,6 +120,7 @@ def own_code(home):
     ("spoil", "message"),
     [
         (drop_shard, r"target .*lacks model-00002-of-0000\d\.safetensors, 1 of the \d files"),
+        (break_index, r"target .*index\.json is damaged.*copy or download it again"),
         (cut_shard, r"retrained .*model-00002-of-0000\d\.safetensors is damaged.*copy or download it again"),
         (drop_tokenizer, r"retrained .*has no tokenizer .*parameter tokenizer"),
         (pickled, r"target .*has neither model\.safetensors nor.*pytorch_model\.bin: pickled files can run any code"),
@@ -139,7 +145,7 @@ def test_what_cannot_be_used_is_named_before_it_is_loaded(home, corpus, spoil, m
     [
         ({"target": None, "retrained": None}, r"no embedded models: give target and retrained"),
         ({"target": "/nowhere/at/all"}, r"target is '/nowhere/at/all': there is no such folder"),
-        ({"target": "./nowhere"}, r"target is '\./nowhere': there is no such folder"),
+        ({"target": "./nowhere"}, r"target is '\./nowhere': there is no such folder \(/.*/nowhere\)"),
         ({"retrained": None}, r"retrained is not given"),
         ({"chat_template": True}, r"chat_template is true, but the tokenizer of target .* has none"),
         ({"quantizers": ("rtn-int4-g96",)}, r"q_proj: group_size 96 does not divide a row of 128"),
@@ -155,6 +161,44 @@ def test_parameters_that_do_not_fit_are_named(home, changes, message, monkeypatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
     with pytest.raises(ValueError, match=message):
         run(home, **changes)
+
+
+def drop_retain(home):
+    for file in (home / "muse" / "raw").glob("retain1.*"):
+        file.unlink()
+
+
+def shorten(home):
+    file = home / "muse" / "privleak" / "holdout.json"
+    file.write_text(json.dumps([*json.loads(file.read_text()), "A"]))
+
+
+def lengthen(home):
+    for role in ("target", "retrained"):
+        edit(home / role / "config.json", max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_retain, r"'npo_gdr' trains on texts to retain, and corpus 'muse' has none: .* or take method 'npo'"),
+        (shorten, r"target .*cannot be scored: text 12 of .*holdout.*too short"),
+        (lengthen, r"target .*cannot be scored: .*needs \d+ positions, but the model has max_position_embeddings=64"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_texts_that_do_not_fit_are_named_before_a_model_is_loaded(home, spoil, message):
+    spoil(home)
+    with pytest.raises(ValueError, match=message):
+        run(home)
+
+
+def test_only_training_needs_texts_to_retain(home):
+    drop_retain(home)
+    named = {name: str(home / name) for name in ("target", "retrained")}
+    config = RunConfig(corpus=str(home / "muse"), scale="smoke", **named)
+    assert inputs.find([config], train=False)
+    assert inputs.find([RunConfig.from_dict(config.to_dict() | {"method": "npo"})])
 
 
 def test_corpora_that_need_models_are_refused_before_they_are_loaded(home, monkeypatch):
@@ -185,7 +229,7 @@ def http(kind):
     [
         (http(errors.RevisionNotFoundError), r"name/model has no revision 'abc' \(any more\)"),
         (http(errors.GatedRepoError), r"accept its licence.*hf auth login"),
-        (http(errors.RepositoryNotFoundError), r"no such folder here and no such model on the Hub"),
+        (http(errors.RepositoryNotFoundError), r"no folder /.*/name/model@abc and no such model on the Hub"),
         (
             errors.OfflineModeIsEnabled("offline"),
             r"reached \(offline\).*hf download name/model --revision abc",
