@@ -118,8 +118,8 @@ def roofline(record: dict[str, Any]) -> Figure:
                 if name == "ours":
                     for x, y, result in zip(intensity, rates, results, strict=True):
                         ax.annotate(
-                            f"r = {result['rank']}\n{result['share_of_ceiling']:.0%}", (x, y), xytext=(0, 7),
-                            textcoords="offset points", ha="center", color=colour, fontsize=8,
+                            f"r = {result['rank']}\n{result['share_of_ceiling']:.0%}", (x, y), xytext=(0, -7),
+                            textcoords="offset points", ha="center", va="top", color=colour, fontsize=8,
                         )  # fmt: skip
             draw_ceilings(ax, results, intensity)
             plain_logarithm(ax.xaxis)
@@ -148,8 +148,7 @@ def draw_ceilings(ax: Axes, results: list[dict[str, Any]], intensity: np.ndarray
         ha="right", fontsize=9,
     )  # fmt: skip
     ax.annotate(
-        f"memory: {bandwidth:.3g} GB/s", (left, left * bandwidth), xytext=(26, 4), textcoords="offset points",
-        ha="left", fontsize=9,
+        f"slope: memory, {bandwidth:.3g} GB/s", (left, peak), xytext=(4, 5), textcoords="offset points", fontsize=9,
     )  # fmt: skip
 
 
