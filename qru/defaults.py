@@ -36,6 +36,7 @@ LORA = (32, 64.0)  # rank and alpha at smoke and mini; ours
 # --- muse: Llama-2-7B on MUSE, as in QRU (arXiv 2602.13151) ---------------------------------------------------------
 
 FULL_RATE = 1e-5  # QRU: full fine-tuning, AdamW, constant
+# QRU states neither gradient clipping nor weight decay: norm 1 and none, the defaults of transformers' Trainer.
 # QRU searched 1e-4 and 7e-4 for LoRA and does not say which was best where: we take the one nearer to full fine-tuning.
 LORA_RATE = 1e-4
 LORA_EPOCHS = 5  # QRU
