@@ -97,7 +97,10 @@ def check_length(model, longest: int, what: str) -> None:
     # A model that also sees images keeps the settings of its text part apart.
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
-        raise ValueError(f"{what} needs {longest} positions, but the model has max_position_embeddings={limit}")
+        raise ValueError(
+            f"{what} needs {longest} positions, but the model has max_position_embeddings={limit}: shorten it or leave "
+            "it out."
+        )
 
 
 def encode(tokenizer, texts: list[str]) -> list[list[int]]:

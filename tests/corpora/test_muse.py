@@ -233,10 +233,11 @@ def test_a_folder_of_corpora_names_them(tmp_path, news):
         load_corpus(tmp_path / "none")
 
 
-def test_names_go_before_paths_and_paths_have_no_revision(tmp_path, news, monkeypatch):
+def test_paths_have_no_revision_and_are_not_taken_for_names(tmp_path, news, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_muse_folder("news", news)
-    assert load_corpus("news", scale="smoke").base is not None
+    with pytest.raises(ValueError, match=r"a corpus in the folder 'news' here.*write \./news to load it"):
+        load_corpus("news", scale="smoke")
     assert load_corpus("./news") == replace(news, name="news")
     with pytest.raises(ValueError, match=re.escape("corpus './news' has no revisions (got 'main')")):
         load_corpus("./news", revision="main")
@@ -376,13 +377,3 @@ def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load_corpus(NEWS)
-
-
-def test_a_folder_named_as_an_embedded_corpus_is_not_passed_over(tmp_path, monkeypatch):
-    (tmp_path / "books" / "raw").mkdir(parents=True)
-    (tmp_path / "books" / "raw" / "forget.json").write_text('["A text."]')
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"a corpus in the folder 'books' here.*write \./books to load it"):
-        load_corpus("books")
-    assert load_corpus("./books").raw["forget"] == ["A text."]
-    assert load_corpus("news", scale="smoke").raw["forget"] != ["A text."]
