@@ -63,7 +63,7 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
         parts = [f"{_regained(shares[metric])} of the forgotten {word}" for metric, word in lost.items()]
         if shares["recovers"]["recovers"]:
             back = "it comes back"
-        elif any(shares[metric]["ci"][0] > 0 for metric in lost):
+        elif any(round(shares[metric]["ci"][0]) > 0 for metric in lost):  # in whole percent, as it is printed
             back = "a little comes back, less than what counts as recovery"
         else:
             back = "it does not come back"

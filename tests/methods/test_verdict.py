@@ -54,6 +54,12 @@ def test_a_rise_under_the_threshold_is_said():
     assert line.endswith(": a little comes back, less than what counts as recovery.")
 
 
+def test_a_rise_too_small_to_print_is_none():
+    line = sentences(scores((0.1, 0.2), (0.102, 0.2), (0.9, 1.0)), CONFIG)[1]
+    assert "regains 0 % [0, 0] of the forgotten text" in line
+    assert line.endswith(": it does not come back.")
+
+
 def test_nothing_forgotten_is_no_recovery():
     line = sentences(scores((0.9, 1.0), (0.9, 1.0), (0.9, 1.0)), CONFIG)[1]
     assert line == "under rtn-int4-g128: nothing measurable was forgotten, so nothing can come back."
