@@ -22,6 +22,8 @@ def extension():
         return None
     if wanted:
         found = importlib.util.spec_from_file_location("qru._C", wanted)
+        if found is None or not os.path.isfile(wanted):
+            raise ValueError(f"QRU_EXTENSION is {wanted!r}; give 'off', the path of a built _C*.so, or nothing")
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         return module

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qru.ops import build_info, merge_quantize, merge_quantize_ref
+from qru.ops.extension import extension
 
 PROBE = """
 import warnings, torch
@@ -33,6 +34,13 @@ def test_without_the_kernel_the_reference_runs_with_one_warning(monkeypatch):
     run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(merge_quantize_ref(torch.arange(256.0).view(2, 128)).stats)
+
+
+@pytest.mark.parametrize("value", ["on", "no/such/_C.so"])
+def test_an_extension_that_is_not_there_is_named(value, monkeypatch):
+    monkeypatch.setenv("QRU_EXTENSION", value)
+    with pytest.raises(ValueError, match=f"QRU_EXTENSION is '{value}'; give 'off'"):
+        extension.__wrapped__()  # past its cache
 
 
 def test_importing_the_package_does_not_import_torch():
