@@ -74,7 +74,13 @@ def run_all(configs: Sequence[RunConfig]) -> list[Record]:
         apart = [(chain,) for folder, chain in chains.items() if folder not in within]
         alone = loop.device().type == "cuda" or any(launch.wanted(one.config) > 1 for one in found)
         side_by_side(_run_chain, sorted(apart, key=lambda job: -len(job[0])), short or alone)
-    return [records.load_record(folder) for folder in folders]
+    return [_here(records.load_record(folder), one.config) for folder, one in zip(folders, found, strict=True)]
+
+
+def _here(record: Record, config: RunConfig) -> Record:
+    """A record that may have been made when corpus and models lay elsewhere, with where they lie now."""
+    lies = {name: getattr(config, name) for name in ("corpus", *models.ROLES) if name in record.config}
+    return replace(record, config=record.config | lies)
 
 
 def train(config: RunConfig) -> Path:

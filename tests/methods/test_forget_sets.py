@@ -253,6 +253,7 @@ def test_nested_sets_start_from_the_target_and_share_one_call(made, corpus):
 def test_a_folder_in_the_layout_of_muse_brings_its_sets(made, corpus, tmp_path):
     """MUSE's News: the first set is ``raw/forget``, and the others reach beyond it."""
     news = {f"forget_{k}": [*corpus.raw["forget"], *corpus.raw["retain2"][: 3 * (k - 1)]] for k in (1, 2, 3, 4)}
+    (tmp_path / "elsewhere").mkdir()
     folder = write_muse_folder(tmp_path / "mine", replace(corpus, scal=news, sust={}))
     given = RUN | {"corpus": str(folder), "target": str(made.target), "retrained": str(made.retrained), "epochs": 1}
     record = pipeline.run(**given, forget_set="scal_2")
@@ -263,6 +264,11 @@ def test_a_folder_in_the_layout_of_muse_brings_its_sets(made, corpus, tmp_path):
     assert len(figures.over_forget_sets(record, kind="scal").axes) == 2, "no passage remains to be asked for"
     with pytest.raises(ValueError, match=r"'sust_1' does not exist in corpus .* which has all, scal_1, scal_2, scal_3"):
         pipeline.run(**given, forget_set="sust_1")
+
+    given["corpus"] = str(shutil.move(folder, tmp_path / "elsewhere" / "mine"))
+    again = pipeline.run(**given, forget_set="scal_2")
+    assert (again.path, again.scores) == (record.path, record.scores)
+    assert arms.asked(again, "verbmem") == [(example["prompt"], example["gt"]) for example in corpus.verbmem]
 
 
 def test_another_text_in_a_set_is_another_run(made, corpus):
