@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from qru import arms, load_corpus, load_models, models, parallel, pipeline, scoring
+from qru import arms, audit, load_corpus, load_models, models, parallel, pipeline, scoring
 from qru.config import RunConfig
+from qru.ops import QuantSpec
 
 FAST = {"scale": "smoke", "quantizers": ("rtn-int4-g128", "rtn-int3-g64")}
 
@@ -45,6 +46,14 @@ def test_a_record_holds_what_it_should(record):
     )
     assert not (record.path.parent / "training.pt").exists()
     assert not (record.path.parent / "partial").exists()
+
+
+@pytest.mark.parametrize("name", FAST["quantizers"])
+def test_every_quantizer_rounds_what_was_saved_and_not_what_another_left(name, record, made):
+    report = audit(made.target, record.path.parent / "model", QuantSpec.parse(name))["total"]
+    found = record.crossings[name]["total"]
+    counts = ("moved", "crossed", "changed", "histogram")
+    assert {key: found[key] for key in counts} == {key: report[key] for key in counts}
 
 
 def test_the_same_configuration_is_not_run_again(record, monkeypatch, capfd):
