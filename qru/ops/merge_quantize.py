@@ -288,8 +288,7 @@ def _compiled(weight, lora_A, lora_B, scaling, new_weight, spec, keep_merged, na
 def _refuse_faults(
     non_finite_row, step_overflow_row, weight, lora_A, lora_B, scaling, new_weight, spec, name, counting=True
 ):
-    """Raise what the reference raises. A merge that overflows is looked for in its own row only, and first there: the
-    merged weight of a tensor-core path is not quite the reference's."""
+    """Raise what the reference raises; a merge that overflows is looked for in its own row only."""
     read = weight if counting or new_weight is None else None
     if non_finite_row >= 0:
         _refuse_non_finite(name, weight=read, lora_A=lora_A, lora_B=lora_B, new_weight=new_weight)
