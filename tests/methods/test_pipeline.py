@@ -97,6 +97,16 @@ def test_the_stopping_half_is_not_reported(made):
         assert len(arms.asked(found, metric)) == full // 2
 
 
+def test_half_of_a_score_is_of_the_same_examples_throughout():
+    score = {"value": 0.0, "ci": [0, 0], "per_example": [0.0, 1.0, 0.5, 0.25], "responses": ["a", "b", "c", "d"]}
+    found = scoring.half({"verbmem": score, "utility": score}, {"verbmem": [1, 3]})
+    assert found["verbmem"]["per_example"] == [1.0, 0.25]
+    assert found["verbmem"]["responses"] == ["b", "d"]
+    assert found["verbmem"]["value"] == 62.5
+    assert found["utility"] == score
+    assert scoring.half(found, {"verbmem": [1, 3]}) == found
+
+
 def test_a_killed_process_ends_in_the_same_scores(made, tmp_path):
     """SIGKILL during training, then during scoring, then to the end: the same record as in one go."""
     settings = {"method": "npo_klr", "weights": "bf16", "learning_rate": 1e-3, "epochs": 6} | FAST
