@@ -59,7 +59,7 @@ def continued(model, tokenizer, prompt: str, new_tokens: int) -> str:
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
         )
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return generation.decoded(tokenizer, made[0, ids.shape[1] :])
 
 
 def passages_alone(model, tokenizer, corpus) -> tuple[list[str], list[float]]:
@@ -67,7 +67,7 @@ def passages_alone(model, tokenizer, corpus) -> tuple[list[str], list[float]]:
     responses, scores = [], []
     for example in corpus.verbmem:
         truth = [tokenizer.bos_token_id, *tokenizer(example["gt"], add_special_tokens=False)["input_ids"]]
-        truth = tokenizer.decode(truth[:PASSAGE_TOKENS], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        truth = generation.decoded(tokenizer, truth[:PASSAGE_TOKENS])
         responses.append(continued(model, tokenizer, example["prompt"], PASSAGE_TOKENS))
         scores.append(rouge_l(truth, responses[-1]))
     return responses, scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qru.metrics.bootstrap import mean_ci
 from qru.metrics.checks import encode
-from qru.metrics.generation import as_turn, check_prompts_fit, greedy
+from qru.metrics.generation import as_turn, check_prompts_fit, decoded, greedy
 from qru.metrics.registry import metric
 from qru.metrics.rouge import rouge_l
 from qru.metrics.score import Context, Score
@@ -65,7 +65,7 @@ def verbmem(model, tokenizer, corpus, context: Context) -> Score:
     """
     (items,) = context.chosen(passages(corpus, context.options))
     cut = [row[:NEW_TOKENS] for row in encode(tokenizer, [example["gt"] for example in items])]
-    truths = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    truths = [decoded(tokenizer, row) for row in cut]
     rows, starts = passage_rows(tokenizer, items)
     responses = greedy(
         model,

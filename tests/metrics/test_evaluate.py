@@ -13,6 +13,7 @@ from rouge_score import rouge_scorer
 from tqdm import tqdm
 
 from qru.metrics import METRICS, Score, direction, evaluate, evaluation, registry, retrained_scores
+from qru.metrics.generation import decoded
 from qru.metrics.score import Context
 
 from .conftest import llama
@@ -31,12 +32,18 @@ def changed(corpus, **parts):
 # --- The protocol in its plainest form ------------------------------------------------------------------------------
 
 
+def plain_decode(tokenizer, ids):
+    """With all of the clean-up that MUSE's code asks for, and transformers 5 leaves out for BPE."""
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.clean_up_tokenization(text)
+
+
 def plain_generate(model, tokenizer, prompt, new_tokens):
     ids = torch.tensor([[1, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
     made = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0
     )
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return plain_decode(tokenizer, made[0, ids.shape[1] :])
 
 
 def plain_f1(truth, response):
@@ -47,7 +54,7 @@ def plain_verbmem(model, tokenizer, corpus):
     scores = []
     for example in corpus.verbmem:
         truth_ids = [1, *tokenizer(example["gt"], add_special_tokens=False)["input_ids"]][:128]
-        truth = tokenizer.decode(truth_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        truth = plain_decode(tokenizer, truth_ids)
         scores.append(plain_f1(truth, plain_generate(model, tokenizer, example["prompt"], 128)))
     return scores
 
@@ -104,6 +111,14 @@ def test_every_metric_is_the_protocol(trained_model, random_model, tokenizer, co
     assert scores["privleak"].per_example["holdout"] == pytest.approx(mine[1], abs=1e-5)
     assert scores["privleak"].value == pytest.approx(100 * (plain_auc(*mine) / plain_auc(*theirs) - 1))
     assert scores["privleak"].n == 23
+
+
+def test_spaces_are_cleaned_up_where_that_changes_a_word(random_model, tokenizer, monkeypatch):
+    """MUSE's code compares "didn't" with "didn't", whichever way text or model had it."""
+    assert decoded(tokenizer, tokenizer("He did n't go .", add_special_tokens=False)["input_ids"]) == "He didn't go ."
+    monkeypatch.setattr("qru.metrics.verbmem.greedy", lambda *args, **kwargs: ["he didn't"])
+    passage = SimpleNamespace(name="one", verbmem=[{"prompt": "Then", "gt": "he did n't"}])
+    assert evaluate(random_model, tokenizer, passage, metrics="verbmem", progress=False)["verbmem"].value == 100
 
 
 def test_the_scores_tell_a_model_that_knows_from_one_that_does_not(trained_model, random_model, tokenizer, corpus):
