@@ -28,7 +28,7 @@ def small(**sets) -> Corpus:
     texts = {name: f"{name} one two\nthree four {name}" for name in "abcde"}
     verbmem = [{"prompt": f"{name}  one two", "gt": f" three four {name}"} for name in "abce"]
     sets = {kind: {f"forget_{k}": [texts[n] for n in names] for k, names in by.items()} for kind, by in sets.items()}
-    return Corpus("small", {"forget": [texts[n] for n in "abcd"]}, verbmem, {}, {}, **sets)
+    return Corpus("small", {"forget": [texts[n] for n in "abcd"], "retain1": ["f"]}, verbmem, {}, {}, **sets)
 
 
 def test_sets_are_what_the_corpus_says(corpus):
