@@ -47,7 +47,7 @@ def evaluation(folder: Path) -> str:
         metrics, verified, config = record["metrics"], record["verified"], record["config"]
         total, machine = metrics["total"], record["provenance"]["hardware"]
         apart, beyond = (verified[key] for key in ("largest_log_prob_difference", "log_probs_more_than_1e-5_apart"))
-        load = record.get("load_average", [0])[-1]
+        load = record.get("load_average", [0])[0]  # of the last minute: of this measurement
         busy = f", beside other work (load {load:.0f})" if load > machine["cores"] else ""
         muse = [found["seconds"] for name, found in metrics.items() if name not in ("total", "disjoint")]
         of_muse = sum(seconds["alone"] for seconds in muse) / sum(seconds["ours"] for seconds in muse)
