@@ -320,6 +320,13 @@ class Checkpoints:
         folder = getattr(self, role)
         return self.contents.get(role) or (folder.name if folder else None)
 
+    def beside(self) -> list[str | None]:
+        """What else the results of given models depend on: the tokenizer, and how this machine computes.
+
+        The names of embedded models hold both.
+        """
+        return [self.contents.get("tokenizer"), loop.computed_as()] if self.contents else []
+
 
 def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str) -> str:
     """Name of a cached model: of the sizes that it depends on, of its texts, and of how this machine computes."""

@@ -123,9 +123,7 @@ def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[
         # Not where corpus and models lie: what they are comes below, so a folder can be moved.
         settings = {key: value for key, value in one.identity().items() if key not in models.ROLES}
         settings["corpus"] = corpus.name
-        parts = [settings, made.identity("target"), made.identity("retrained"), corpus.fingerprint]
-        if "tokenizer" in made.contents:
-            parts.append(made.contents["tokenizer"])
+        parts = [settings, made.identity("target"), made.identity("retrained"), corpus.fingerprint, *made.beside()]
         label = f"{corpus.name}-{one.scale}-{one.method}-{one.adapter}-{one.weights}"
         if name != WHOLE:  # the whole set is in the corpus's fingerprint, the others are not
             sets = [*sets, digest(forget_sets.documents(corpus, name))]

@@ -118,8 +118,7 @@ def _baseline_file(
     role: str, corpus: Corpus, quantizer: str | None, made: models.Checkpoints, chat_template: bool = False
 ) -> Path:
     """Where the scores of target or retrained at one precision are kept, for all runs."""
-    parts = [made.identity(role), made.identity("retrained"), corpus.fingerprint]
-    parts += [made.contents["tokenizer"]] if "tokenizer" in made.contents else []
+    parts = [made.identity(role), made.identity("retrained"), corpus.fingerprint, *made.beside()]
     folder = digest([*parts, "chat_template"] if chat_template else parts)[:16]
     return paths.cache_dir() / "scores" / folder / f"{quantizer or 'bf16'}.json"
 

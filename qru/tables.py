@@ -124,7 +124,8 @@ def recovered_table(*records: Record) -> pd.DataFrame:
                 share = found[metric]
                 shown = with_interval(share["value"], *share["ci"], digits=0) if share["defined"] else UNDEFINED
                 row[f"{heading} (%)"] = shown
-            row["comes back"] = "yes" if found["recovers"]["recovers"] else "no"
+            forgotten = any(found[metric]["defined"] for metric in FORGOTTEN)  # else there is nothing to come back
+            row["comes back"] = ("yes" if found["recovers"]["recovers"] else "no") if forgotten else UNDEFINED
             rows.append(row)
     return pd.DataFrame(rows).set_index(["model", "precision"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -59,6 +60,14 @@ def test_recovered_table_names_what_cannot_be_measured(full, lora):
     assert table.loc[("npo_gdr full bf16", "rtn-int4-g128"), "text regained (%)"] == "62 [48, 75]"
     assert table.loc[("npo_gdr lora fp32", "rtn-int4-g128"), "text regained (%)"] == tables.UNDEFINED
     assert set(table["comes back"]) == {"yes", "no"}
+
+
+def test_where_nothing_was_forgotten_nothing_can_come_back(full):
+    recovered = copy.deepcopy(full.extra["recovered"])
+    for metric in ("verbmem", "knowmem"):
+        recovered["rtn-int4-g128"][metric]["defined"] = False
+    table = tables.recovered_table(dataclasses.replace(full, extra=full.extra | {"recovered": recovered}))
+    assert table.loc[("npo_gdr full bf16", "rtn-int4-g128"), "comes back"] == tables.UNDEFINED
 
 
 def test_layer_names_are_read():

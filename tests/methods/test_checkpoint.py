@@ -301,7 +301,7 @@ def test_a_goal_needs_examples_to_judge_it_by(home, tmp_path):
 # --- what a run is called ---------------------------------------------------------------------------------------
 
 
-def test_the_key_follows_the_content_and_not_the_name(home):
+def test_the_key_follows_the_content_and_not_the_name(home, monkeypatch):
     def key(target="target", corpus="muse") -> str:
         config = RunConfig(corpus=str(home / corpus), target=str(home / target), retrained=str(home / "retrained"))
         (found,) = inputs.find([config])
@@ -313,6 +313,9 @@ def test_the_key_follows_the_content_and_not_the_name(home):
     shutil.copytree(home / "muse", home / "moved" / "muse")
     assert key(target="elsewhere") == first
     assert key(corpus="moved/muse") == first
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("qru.loop.computed_as", lambda: "cuda bf16")
+        assert key() != first
     forget = home / "muse" / "raw" / "forget.json"
     forget.write_text(json.dumps([*json.loads(forget.read_text()), "One more."]))
     assert key() != first
