@@ -115,19 +115,17 @@ def roofline(record: dict[str, Any]) -> Figure:
                     markerfacecolor="white" if name == "dequantize" else colour,
                 )  # fmt: skip
                 ends[NAMES[name]] = intensity[-1], rates[-1]
-                if name == "ours":
-                    for x, y, result in zip(intensity, rates, results, strict=True):
-                        ax.annotate(
-                            f"r = {result['rank']}\n{result['share_of_ceiling']:.0%}", (x, y), xytext=(0, -7),
-                            textcoords="offset points", ha="center", va="top", color=colour, fontsize=8,
-                        )  # fmt: skip
             draw_ceilings(ax, results, intensity)
+            above = ax.secondary_xaxis("top")
+            above.set_xticks(intensity, [f"r = {r['rank']}\n{r['share_of_ceiling']:.0%}" for r in results], fontsize=8)
+            above.minorticks_off()
+            above.tick_params(length=0, labelcolor=LOOKS["ours"][0])
             plain_logarithm(ax.xaxis)
             plain_logarithm(ax.yaxis, subs=(1.0,))
             ax.set_xlabel("arithmetic intensity of the low-rank product (FLOP per byte that must move)")
             ax.set_ylabel("attained (GFLOP/s)")
             ax.set_title(
-                f"{title(record, shape)}\n{footing(record, results)}; percentages are of the ceiling above",
+                f"{title(record, shape)}\n{footing(record, results)}; percentages: ours, of the ceiling",
                 fontweight="normal",
             )
             figure.draw_without_rendering()
