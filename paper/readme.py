@@ -53,7 +53,7 @@ def evaluation(folder: Path) -> str:
         of_muse = sum(seconds["alone"] for seconds in muse) / sum(seconds["ours"] for seconds in muse)
         ratios = ", ".join(f"{name} {found['ratio']:.1f}" for name, found in metrics.items() if name != "total")
         parts.append(
-            f"Scoring the {config['scale']} {config['model']} on `{config['corpus']}` takes "
+            f"Scoring the {config['scale']} {config['model']} model on `{config['corpus']}` takes "
             f"{total['seconds']['ours']:.1f} s in place of {total['seconds']['alone']:.0f} s: **{total['ratio']:.1f}** "
             f"times as fast, and {of_muse:.1f} times in MUSE's four metrics ({ratios}), "
             f"with {record['threads']} thread of {machine['processor']} ({machine['cores']} cores); medians of "
