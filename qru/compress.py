@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import warnings
@@ -170,10 +171,12 @@ def stored_dtype(model: torch.nn.Module) -> torch.dtype:
     weights = [layer.weight.detach() for layer in layers_under(model).values()]
     if all(torch.equal(w.bfloat16().to(w.dtype), w) or bool(w.isnan().any()) for w in weights):
         return torch.bfloat16
-    widest = weights[0].dtype
-    for weight in weights[1:]:
-        widest = torch.promote_types(widest, weight.dtype)
-    return widest
+    return widest_dtype(model)
+
+
+def widest_dtype(model: torch.nn.Module) -> torch.dtype:
+    """One type that holds the weights of all linear layers, as the model holds them, exactly."""
+    return functools.reduce(torch.promote_types, [layer.weight.dtype for layer in layers_under(model).values()])
 
 
 @torch.no_grad()
@@ -318,11 +321,7 @@ def side(model: torch.nn.Module | Path | str) -> tuple[torch.nn.Module, torch.dt
     if isinstance(model, torch.nn.Module):
         return model, stored_dtype(model)
     loaded = load_weights(model)
-    weights = [layer.weight for layer in layers_under(loaded).values()]
-    dtype = weights[0].dtype
-    for weight in weights[1:]:
-        dtype = torch.promote_types(dtype, weight.dtype)
-    return loaded, dtype
+    return loaded, widest_dtype(loaded)
 
 
 def base_digest(model: torch.nn.Module) -> str:

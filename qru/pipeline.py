@@ -302,17 +302,3 @@ def _before_and_updates(config: RunConfig, target: Path, folder: Path, direct: b
     else:
         found = compress.updates(model, models.load_weights(folder / "model", torch.bfloat16))
     return compress.stored_layers(model), found
-
-
-def _before_and_updates(config: RunConfig, target: Path, folder: Path, direct: bool) -> tuple[dict, dict]:
-    """Every linear layer before unlearning, and its update from what ``_unlearn`` saved, in bf16 on the CPU.
-
-    The adapter of a later request is one on the result of the request before: the way from the target to its result
-    is no adapter, and is taken from the weights. ``direct``: the run started from the target.
-    """
-    model = models.load_weights(target, torch.bfloat16)
-    if config.adapter == "lora" and direct:
-        found = compress.updates(model, compress.with_adapter(model, folder / "adapter"))
-    else:
-        found = compress.updates(model, models.load_weights(folder / "model", torch.bfloat16))
-    return compress.stored_layers(model), found

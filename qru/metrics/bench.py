@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qru import models, paths, records
 from qru.corpora import load_corpus
-from qru.metrics import generation
+from qru.metrics import checks, generation
 from qru.metrics.evaluation import METRICS, evaluate
 from qru.metrics.knowmem import NEW_TOKENS as ANSWER_TOKENS
 from qru.metrics.knowmem import STOPS, question_prompts
@@ -177,7 +177,7 @@ def _strings_without_the_guard(model, tokenizer, corpus, runs) -> dict[str, int]
     names = [name for name in runs if name != "privleak"]
     with mock.patch.object(generation, "_generate", counted):
         guarded = [response for name in names for response in runs[name]["ours"]().responses]
-    with mock.patch.object(generation, "NEAR_TIE_ULPS", -1):
+    with mock.patch.object(checks, "NEAR_TIE_ULPS", -1):
         bare = [response for name in names for response in runs[name]["ours"]().responses]
     return {
         "generated_again_alone": sum(redone),

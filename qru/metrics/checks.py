@@ -14,6 +14,11 @@ from qru.models import vocabulary_digest
 NEAR_TIE_ULPS = 64
 
 
+def near_tie_margin(best: torch.Tensor) -> torch.Tensor:
+    """How far under the largest logits ``best``, in their own type, another may lie for rounding to decide."""
+    return NEAR_TIE_ULPS * torch.finfo(best.dtype).eps * best.abs().clamp(min=1)
+
+
 def device_of(model) -> torch.device:
     """Where token ids go in."""
     return model.get_input_embeddings().weight.device

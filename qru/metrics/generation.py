@@ -34,13 +34,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from qru.metrics.checks import (
-    NEAR_TIE_ULPS,
     check_length,
     check_tokenizer,
     device_of,
     embedded,
     encode,
     end_tokens,
+    near_tie_margin,
     scoring,
 )
 
@@ -400,5 +400,4 @@ def _choose(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[bool]]]:
         )
     if logits.dtype not in (torch.float32, torch.float64):
         return chosen, torch.zeros(chosen.shape, dtype=torch.bool).tolist()
-    margin = NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best.abs().clamp(min=1)
-    return chosen, ((logits >= best - margin).sum(dim=-1) > 1).tolist()
+    return chosen, ((logits >= best - near_tie_margin(best)).sum(dim=-1) > 1).tolist()

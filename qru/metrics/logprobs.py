@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from qru.metrics.checks import NEAR_TIE_ULPS, check_length, check_tokenizer, device_of, embedded, encode, scoring
+from qru.metrics.checks import check_length, check_tokenizer, device_of, embedded, encode, near_tie_margin, scoring
 
 # Logits are (batch, length, vocabulary), the largest thing held; batches shrink so that they stay below this. On a CPU
 # small blocks stay in its cache and are faster (measured: 16 MiB against 256 MiB saves a quarter of the time).
@@ -111,7 +111,7 @@ def _hit(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     hit = logits.argmax(-1) == tokens
     if logits.dtype not in (torch.float32, torch.float64):
         return torch.where(hit, _SURE, -_SURE)
-    margin = NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best.abs().clamp(min=1)
+    margin = near_tie_margin(best)
     others = (logits >= (best - margin)[..., None]).sum(-1) > 1
     unsure = (came >= best - margin) & others
     sign = torch.where(hit, _SURE, -_SURE)

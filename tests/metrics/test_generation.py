@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from qru.metrics import generation, greedy
+from qru.metrics import checks, generation, greedy
 from qru.metrics.checks import encode
 from qru.metrics.knowmem import STOPS, question_prompts
 
@@ -160,7 +160,7 @@ def test_near_ties_are_settled_alone(prompts, random_model, tokenizer, monkeypat
         return generate(model, rows, *rest)
 
     monkeypatch.setattr(generation, "_generate", watched)
-    monkeypatch.setattr(generation, "NEAR_TIE_ULPS", 10**9)  # every choice is now in doubt
+    monkeypatch.setattr(checks, "NEAR_TIE_ULPS", 10**9)  # every choice is now in doubt
     assert greedy(random_model, tokenizer, prompts, 12, batch_size=16) == expected
     assert sum(alone) == len(prompts)
 
@@ -175,7 +175,7 @@ def test_the_margin_covers_what_a_batch_changes(prompts, trained_model, tokenize
         alone = torch.cat([trained_model(input_ids=row[None]).logits for row in tokens])
     size = alone.abs().amax(-1).clamp(min=1)
     ulps = ((together - alone).abs().amax(-1) / size / torch.finfo(torch.float32).eps).max()
-    assert 2 * ulps < generation.NEAR_TIE_ULPS
+    assert 2 * ulps < checks.NEAR_TIE_ULPS
 
 
 def test_of_equal_logits_the_lowest_id_is_taken():
