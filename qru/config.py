@@ -12,13 +12,17 @@ from typing import Any
 from qru.registry import unknown
 
 SCALES = ("smoke", "mini", "muse")
-ADAPTERS = ("full", "lora")
+ADAPTERS = ("full", "lora", "delta")
 WEIGHTS = ("bf16", "fp32")
+ROUNDINGS = ("nearest", "stochastic")
 LORA_TARGETS = ("all", "mlp", "attention")
 WHOLE = "all"
 FORGET_SETS = (WHOLE, *(f"{kind}_{number}" for kind in ("scal", "sust") for number in (1, 2, 3, 4)))
 # Fields that came after the first records were published: at their default they are no part of a run's key.
-LATER = ("target", "retrained", "tokenizer", "chat_template", "forget_set")
+LATER = (
+    "target", "retrained", "tokenizer", "chat_template", "forget_set",
+    "moments", "rounding", "adam_beta2", "check_steps", "metrics",
+)  # fmt: skip
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 
 
@@ -53,16 +57,23 @@ def quantizer_names(value: object) -> tuple[str, ...]:
     """
     if value is None:
         return QUANTIZERS
-    names = [part for part in map(str.strip, value.split(",")) if part] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"quantizers is {value!r}; it must be a list of names such as {QUANTIZERS[0]!r}.")
+    names = names_of("quantizers", value)
     if not names:
         raise ValueError(
             f"quantizers is {value!r}, but a run needs at least one, such as {QUANTIZERS[1]!r}: it is compared with "
             "bf16, which is always measured."
         )
+    return names
+
+
+def names_of(field: str, value: object) -> tuple[str, ...]:
+    """A list or tuple of names, or one text with commas, as a tuple; a name given twice is refused."""
+    names = [part for part in map(str.strip, value.split(",")) if part] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        example = f" such as {QUANTIZERS[0]!r}" if field == "quantizers" else ""
+        raise ValueError(f"{field} is {value!r}; it must be a list of names{example}.")
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"quantizers names {sorted(repeated)} more than once.")
+        raise ValueError(f"{field} names {sorted(repeated)} more than once.")
     return tuple(names)
 
 
@@ -74,8 +85,11 @@ class RunConfig:
 
     Attributes:
         method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``.
-        adapter: ``"full"`` (all weights) or ``"lora"`` (adapters only, merged at the end).
-        weights: type of the tensors that the optimizer steps, its moments included: ``"bf16"`` or ``"fp32"``.
+        adapter: ``"full"`` (all weights), ``"lora"`` (adapters only, merged at the end) or ``"delta"`` (all weights,
+            but what is stored and stepped is the difference to the target, which starts at zero).
+        weights: type of the tensors that the optimizer steps: ``"bf16"`` or ``"fp32"``.
+        moments: type of the optimizer's moments: ``"bf16"`` or ``"fp32"``; ``None``: that of ``weights``.
+        rounding: of a stepped bf16 weight: ``"nearest"``, or ``"stochastic"`` (with ``moments="fp32"``).
         corpus: what ``load_corpus`` takes: ``"books"`` or ``"news"`` (embedded), a folder, or a Hub id such as
             ``"muse-bench/MUSE-Books"``.
         scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else.
@@ -89,9 +103,11 @@ class RunConfig:
             ``"sust_4"`` (its successive requests; each starts from the result of the one before).
         seed: of data order and of LoRA's initial A; target and retrained do not depend on it.
         learning_rate: constant over the run (AdamW).
+        adam_beta2: of AdamW's second moment; ours to choose, the papers state none.
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
         forget_goal: stop at the first check where VerbMem and KnowMem (percent) of the stopping half of the
             forget examples are both at or under it; the other half is reported. ``None``: run all epochs.
+        check_steps: steps between two checks of the goal; ``None``: half an epoch.
         retain_weight: λ of the retain term; ignored by ``ga`` and ``npo`` alone.
         beta: NPO's inverse temperature.
         batch_size: forget documents a step; as many retain documents go along.
@@ -99,6 +115,7 @@ class RunConfig:
             Rank and alpha go together: where only one is given, the other is still the default's.
         quantizers: names such as ``"rtn-int4-g128"``, also as one text with commas; ``None``: the usual four. There
             is at least one, and ``bf16`` is always measured beside them.
+        metrics: those to measure, of the ones that the corpus has data for; ``None``: all of them.
 
     Raises:
         ValueError: a value of another type or out of range (names the field, the value and what it must be).
@@ -126,6 +143,11 @@ class RunConfig:
     lora_dropout: float = 0.05
     lora_targets: str = "all"
     quantizers: tuple[str, ...] = QUANTIZERS
+    moments: str | None = None
+    rounding: str = "nearest"
+    adam_beta2: float = 0.999
+    check_steps: int | None = None
+    metrics: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quantizers", quantizer_names(self.quantizers))
@@ -160,9 +182,20 @@ class RunConfig:
                 f"forget_goal is {self.forget_goal!r}, but it is judged on the whole forget set and forget_set is "
                 f"{self.forget_set!r}: leave forget_goal out, and give epochs."
             )
-        if self.weights is not None:
-            choice("weights", self.weights, WEIGHTS)
-        for name in ("lora_rank", "epochs", "batch_size"):
+        for name in ("weights", "moments"):
+            if getattr(self, name) is not None:
+                choice(name, getattr(self, name), WEIGHTS)
+        choice("rounding", self.rounding, ROUNDINGS)
+        if self.weights == "fp32" and (self.moments == "bf16" or self.rounding == "stochastic"):
+            raise ValueError(
+                f"weights is 'fp32' with moments {self.moments!r} and rounding {self.rounding!r}: those are of weights "
+                "that are stepped in bf16. Leave them out, or set weights to 'bf16'."
+            )
+        if self.rounding == "stochastic" and self.moments != "fp32":
+            raise ValueError(f"rounding is 'stochastic' with moments {self.moments!r}: it needs moments 'fp32'.")
+        if self.metrics is not None:
+            object.__setattr__(self, "metrics", names_of("metrics", self.metrics))
+        for name in ("lora_rank", "epochs", "batch_size", "check_steps"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -171,8 +204,12 @@ class RunConfig:
         for name in ("learning_rate", "retain_weight", "forget_goal", "lora_alpha"):  # None: the default, or no goal
             if getattr(self, name) is not None:
                 number(name, getattr(self, name))
-        for name in ("beta", "lora_dropout"):
+        for name in ("beta", "lora_dropout", "adam_beta2"):
             number(name, getattr(self, name))
+        if not 0.81 < self.adam_beta2 < 1:
+            raise ValueError(
+                f"adam_beta2 is {self.adam_beta2!r}; it must be over 0.81, the square of beta1, and under 1."
+            )
         for name in ("learning_rate", "beta", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -198,6 +235,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         values["quantizers"] = list(self.quantizers)
+        values["metrics"] = None if self.metrics is None else list(self.metrics)
         return values
 
     def identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qru.corpora import REVISIONS, Corpus, load_corpus
 from qru.corpora.corpus import registry
 from qru.defaults import hub_corpus, resolve
 from qru.metrics import Options
+from qru.metrics import registry as metrics
 from qru.metrics.evaluation import check_texts
 from qru.objectives import parse_method
 from qru.quantizers import load_quantizer
@@ -59,6 +60,7 @@ def find(configs: Sequence[RunConfig], train: bool = True) -> list[Inputs]:
         if train:
             _check_retain(config, corpora[config.corpus, config.scale])
         _check_goal(config, corpora[config.corpus, config.scale])
+        _check_metrics(config, corpora[config.corpus, config.scale])
     named = {_names(c): None for c in configs if c.target is not None}
     given = {names: models.given(*names) for names in named}
     for at in dict.fromkeys((c.corpus, c.scale, _names(c)) for c in configs if c.target is not None):
@@ -79,6 +81,17 @@ def _check_retain(config: RunConfig, corpus: Corpus) -> None:
             f"method {config.method!r} trains on texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 "
             f"(to your own texts: retain), or take method {forget_term!r}, which has no retain term."
         )
+
+
+def _check_metrics(config: RunConfig, corpus: Corpus) -> None:
+    """Refuse a metric that does not exist or that the corpus has no data for."""
+    for name in config.metrics or ():
+        metrics[name]  # raises with the nearest
+        if name not in corpus.measurable:
+            raise ValueError(
+                f"metrics names {name!r}, but corpus {corpus.name!r} has no data for it; it has "
+                f"{', '.join(corpus.measurable)}."
+            )
 
 
 def _check_scorable(corpus: Corpus, made: models.Checkpoints, chat_template: bool) -> None:

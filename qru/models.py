@@ -30,6 +30,7 @@ from qru import checkpoint, loop, paths, processes, records
 from qru.checkpoint import vocabulary_digest
 from qru.config import RunConfig, digest
 from qru.corpora import Corpus, load_corpus
+from qru.optimizers import BETA1, StoredBf16AdamW
 from qru.parallel import side_by_side, threads
 from qru.registry import unknown
 
@@ -595,47 +596,6 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     }
 
 
-class StoredBf16AdamW(torch.optim.AdamW):
-    """AdamW that steps bf16 tensors, moments included, for fp32 parameters that mirror their values.
-
-    A bf16 weight moves only if the step is at least half the spacing of bf16 numbers around it; that dead zone is
-    what public unlearning code runs into when it loads a model in bf16 and hands it to AdamW. Computing the gradient
-    in another precision does not change it, so a CPU can take the gradient in fp32 and still store what a GPU would.
-
-    Parameters that are bf16 themselves, as on a GPU, are not mirrored: they are the stored tensors.
-    """
-
-    def __init__(self, mirrors, lr: float) -> None:
-        self.mirrors = list(mirrors)
-        # foreach and fused kernels may keep fp32 inside a step; plain tensor operations round each result to bf16.
-        stored = [p.detach().to(torch.bfloat16) for p in self.mirrors]
-        super().__init__(stored, lr=lr, weight_decay=0.0, foreach=False, fused=False)
-
-    @property
-    def stored(self) -> list[torch.Tensor]:
-        return self.param_groups[0]["params"]
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
-            stored.grad = None if mirror.grad is None else mirror.grad.to(torch.bfloat16)
-        loss = super().step(closure)
-        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
-            stored.grad = None
-            mirror.copy_(stored)
-        return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for mirror in self.mirrors:
-            mirror.grad = None
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict) -> None:
-        super().load_state_dict(state_dict)
-        for stored, mirror in zip(self.stored, self.mirrors, strict=True):
-            stored.copy_(mirror)
-
-
 def lora_layers(model: torch.nn.Module, targets: str) -> list[str]:
     """Names of the linear layers that ``targets`` (``"all"``, ``"mlp"``, ``"attention"``) stands for.
 
@@ -657,7 +617,9 @@ def place(model: torch.nn.Module, config: RunConfig) -> None:
     all are fp32 tensors, of bf16 values. Buffers keep their type: rotary frequencies rounded to bf16 lose positions.
     """
     device = loop.device()
-    master = config.adapter == "full" and config.weights == "fp32"
+    # What is stepped in another type than it is stored in is a mirror, and must hold more than bf16.
+    mirrored = config.adapter == "delta" or config.moments == "fp32" or config.rounding == "stochastic"
+    master = config.adapter != "lora" and (config.weights == "fp32" or mirrored)
     dtype = torch.float32 if device.type == "cpu" or master else torch.bfloat16
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -669,7 +631,8 @@ def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mo
 
     Args:
         model: the target, where ``place`` put it; adapted in place. Several processes shard it for ``full``.
-        config: resolved; ``adapter``, ``weights``, ``learning_rate`` and the LoRA fields are read.
+        config: resolved; ``adapter``, ``weights``, ``moments``, ``rounding``, ``learning_rate``, ``adam_beta2`` and the
+            LoRA fields are read.
 
     Returns:
         The model to train (wrapped by peft for ``lora``) and its optimizer, AdamW without weight decay.
@@ -688,6 +651,10 @@ def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mo
         model.requires_grad_(True)
         processes.shard(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if config.weights == "bf16":
-        return model, StoredBf16AdamW(trainable, lr=config.learning_rate)
-    return model, torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
+    rate, beta2 = config.learning_rate, config.adam_beta2
+    if config.weights == "fp32":
+        return model, torch.optim.AdamW(trainable, lr=rate, betas=(BETA1, beta2), weight_decay=0.0)
+    optimizer = StoredBf16AdamW(
+        trainable, rate, beta2, config.moments or "bf16", config.rounding, from_zero=config.adapter == "delta"
+    )
+    return model, optimizer

@@ -201,8 +201,9 @@ def _run(job: Job) -> None:
                 with clock.stage(f"score {precision}"):
                     say(f"scoring {label}: {precision}")
                     answers = scoring.scored(
-                        model, tokenizer, corpus, config.chat_template, retrained=reference, examples=reported
-                    )
+                        model, tokenizer, corpus, config.chat_template,
+                        retrained=reference, metrics=config.metrics, examples=reported,
+                    )  # fmt: skip
                     records.write_json(file, {name: answer.to_dict() for name, answer in answers.items()})
             return records.read_json(file)
 
@@ -212,6 +213,8 @@ def _run(job: Job) -> None:
             with clock.stage(f"quantize {quantizer.name}"):
                 crossings[quantizer.name] = compress.quantize_layers(model, before, found, quantizer)
             scores["unlearned"][quantizer.name] = score(model, quantizer.name)
+        if config.metrics:  # of the baselines, too, which have all
+            scores = {m: {p: {n: s[n] for n in config.metrics} for p, s in by.items()} for m, by in scores.items()}
         if reported:
             scores = {m: {p: scoring.half(s, reported) for p, s in by.items()} for m, by in scores.items()}
 
@@ -275,7 +278,7 @@ def _unlearn(config, corpus, reader: Path, start: Path, folder: Path, label: str
                 label=label,
                 **launch.memory(config),
             )
-            state = processes.whole_state(trained) if config.adapter == "full" else None
+            state = processes.whole_state(trained) if config.adapter != "lora" else None
             if first:
                 records.write_json(folder / "history.json", history)
                 if config.adapter == "lora":

@@ -37,7 +37,8 @@ def half(scores: dict[str, Any], reported: dict[str, list[int]]) -> dict[str, An
     """Restrict ROUGE scores to the reported examples; a score already restricted is left as it is."""
     out = dict(scores)
     for name, chosen in reported.items():
-        score = scores[name]
+        if (score := scores.get(name)) is None:
+            continue  # not asked for
         if len(score["per_example"]) != len(chosen):
             out[name] = score | restricted(score, chosen)
             if "responses" in score:

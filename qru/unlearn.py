@@ -158,7 +158,7 @@ def unlearn(
     model, optimizer = models.as_trainable(model, config)
     reference = Reference(model)
     full = bool(retain_term and retain_term.reference == "distribution")
-    if full and config.adapter == "full":
+    if full and config.adapter != "lora":
         copy = frozen().requires_grad_(False)
         models.place(copy, config)  # in the policy's precision, so that the divergence starts at zero
         processes.shard(copy)
@@ -217,7 +217,7 @@ def unlearn(
         return loss, logged
 
     per_epoch = -(-len(forget) // batch)
-    every = max(1, per_epoch // checks_per_epoch)
+    every = config.check_steps or max(1, per_epoch // checks_per_epoch)
 
     def check(step: int) -> tuple[bool, dict[str, float]] | None:
         if (step + 1) % every:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "qru"
 LEVELS = {
     "registry": 0, "paths": 0, "style": 0,
     "config": 1, "records": 1, "kernel_record": 1, "notebook": 1, "processes": 1,
-    "ops": 2, "corpora": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
+    "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
     "models": 3, "launch": 3, "figures": 3, "typeset": 3,
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,

@@ -10,6 +10,7 @@ from qru.config import RunConfig
 from qru.defaults import resolve
 from qru.metrics import token_log_probs
 from qru.objectives import methods
+from qru.optimizers import StoredBf16AdamW
 from qru.unlearn import Reference, said, unlearn
 
 ARMS = [("full", "bf16"), ("full", "fp32"), ("lora", "fp32"), ("lora", "bf16")]
@@ -145,7 +146,7 @@ def test_the_bf16_arm_steps_as_adamw_does_on_bf16_tensors(mirrored):
     plain = [torch.nn.Parameter(value.clone()) for value in start]
     ours = [torch.nn.Parameter(value.float() if mirrored else value.clone()) for value in start]
     known = torch.optim.AdamW(plain, lr=1e-3, weight_decay=0.0, foreach=False)
-    optimizer = models.StoredBf16AdamW(ours, lr=1e-3)
+    optimizer = StoredBf16AdamW(ours, lr=1e-3)
     for _ in range(20):
         for a, b in zip(plain, ours, strict=True):
             a.grad = torch.randn_like(a)
@@ -227,7 +228,7 @@ def test_stored_bf16_weights_have_a_dead_zone():
     weights = torch.tensor([1.0, 2.0**-12])
     for step, moved in ((2.0**-10, [False, True]), (2.0**-7, [True, True])):
         parameter = torch.nn.Parameter(weights.clone())
-        optimizer = models.StoredBf16AdamW([parameter], lr=step)
+        optimizer = StoredBf16AdamW([parameter], lr=step)
         parameter.grad = torch.ones(2)
         optimizer.step()
         assert (parameter.detach() != weights).tolist() == moved
