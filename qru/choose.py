@@ -15,6 +15,7 @@ enters the choice.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from qru import models
 from qru.config import RunConfig
@@ -32,14 +33,25 @@ WEIGHT = {"ga": 5.0, "npo": 1.0}
 ARMS = (("full", "bf16"), ("full", "fp32"), ("lora", "fp32"))
 
 
-class Reached(Exception):
-    """Raised inside training once the goal is met: nothing after it matters."""
+class Enough(Exception):
+    """Raised inside training once the rest of it does not matter."""
 
 
-def trajectory(method: str, adapter: str, weights: str, rate: float) -> list[dict[str, float]]:
-    """VerbMem and KnowMem of the stopping half after each epoch, up to the epoch that meets the goal."""
-    corpus = load_corpus("books")
-    made = models.prepare(corpus, "mini")
+def trajectory(
+    config: RunConfig, enough: Callable[[list[dict[str, float]]], bool], checks_per_epoch: int = 1
+) -> list[dict[str, float]]:
+    """VerbMem and KnowMem (percent) of the stopping half at every check of a run on an embedded corpus.
+
+    Args:
+        config: resolved, with a ``forget_goal``.
+        enough: what was seen so far -> whether to stop.
+        checks_per_epoch: where the configuration sets no ``check_steps``.
+
+    Returns:
+        One dict a check; a loss that is not finite ends them with infinite scores.
+    """
+    corpus = load_corpus(config.corpus, scale=config.scale)
+    made = models.prepare(corpus, config.scale)
     target, tokenizer = models.load(made.target)
     stopping, _ = forget_halves(corpus)
     seen = []
@@ -47,22 +59,17 @@ def trajectory(method: str, adapter: str, weights: str, rate: float) -> list[dic
     def forget_score(model):
         found = evaluate(model, tokenizer, corpus, metrics=tuple(stopping), examples=stopping, progress=False)
         seen.append({name: score.value for name, score in found.items()})
-        if reached(method, seen[-1]):
-            raise Reached
+        if enough(seen):
+            raise Enough
         return seen[-1]
 
-    config = resolve(
-        RunConfig(
-            method=method, adapter=adapter, weights=weights, seed=SEED, learning_rate=rate, epochs=EPOCHS,
-            retain_weight=WEIGHT[parse_method(method)[0]], forget_goal=GOAL,
-        )
-    )  # fmt: skip
+    label = f"{config.method} {config.adapter} {config.weights} {config.learning_rate:g} {config.retain_weight:g}"
     try:
         unlearn(
             target, tokenizer, corpus, config, frozen=lambda: models.load(made.target)[0],
-            forget_score=forget_score, checks_per_epoch=1, label=f"{method} {adapter} {weights} {rate:g}",
+            forget_score=forget_score, checks_per_epoch=checks_per_epoch, label=label,
         )  # fmt: skip
-    except Reached:
+    except Enough:
         pass
     except FloatingPointError:
         seen.append({"verbmem": float("inf"), "knowmem": float("inf")})
@@ -77,7 +84,13 @@ def reached(method: str, scores: dict[str, float]) -> bool:
 def choose(method: str, adapter: str, weights: str) -> tuple[float, int, float]:
     """Learning rate, epochs and λ of one method and arm by the rule above."""
     for rate in RATES[adapter]:
-        seen = trajectory(method, adapter, weights, rate)
+        config = resolve(
+            RunConfig(
+                method=method, adapter=adapter, weights=weights, seed=SEED, learning_rate=rate, epochs=EPOCHS,
+                retain_weight=WEIGHT[parse_method(method)[0]], forget_goal=GOAL,
+            )
+        )  # fmt: skip
+        seen = trajectory(config, lambda seen: reached(method, seen[-1]))
         print(f"{method} {adapter} {weights} {rate:g}: {seen}", file=sys.__stderr__, flush=True)
         if reached(method, seen[-1]):
             return rate, len(seen), WEIGHT[parse_method(method)[0]]

@@ -14,6 +14,7 @@ from qru.registry import unknown
 SCALES = ("smoke", "mini", "muse")
 ADAPTERS = ("full", "lora", "delta")
 WEIGHTS = ("bf16", "fp32")
+GOAL_METRICS = ("verbmem", "knowmem")
 ROUNDINGS = ("nearest", "stochastic")
 LORA_TARGETS = ("all", "mlp", "attention")
 WHOLE = "all"
@@ -21,7 +22,7 @@ FORGET_SETS = (WHOLE, *(f"{kind}_{number}" for kind in ("scal", "sust") for numb
 # Fields that came after the first records were published: at their default they are no part of a run's key.
 LATER = (
     "target", "retrained", "tokenizer", "chat_template", "forget_set",
-    "moments", "rounding", "adam_beta2", "check_steps", "metrics",
+    "moments", "rounding", "adam_beta2", "check_steps", "goal_metrics", "metrics",
 )  # fmt: skip
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 
@@ -107,6 +108,7 @@ class RunConfig:
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
         forget_goal: stop at the first check where VerbMem and KnowMem (percent) of the stopping half of the
             forget examples are both at or under it; the other half is reported. ``None``: run all epochs.
+        goal_metrics: which of the two the goal is for; ``None``: both.
         check_steps: steps between two checks of the goal; ``None``: half an epoch.
         retain_weight: λ of the retain term; ignored by ``ga`` and ``npo`` alone.
         beta: NPO's inverse temperature.
@@ -147,6 +149,7 @@ class RunConfig:
     rounding: str = "nearest"
     adam_beta2: float = 0.999
     check_steps: int | None = None
+    goal_metrics: tuple[str, ...] | None = None
     metrics: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -193,8 +196,11 @@ class RunConfig:
             )
         if self.rounding == "stochastic" and self.moments != "fp32":
             raise ValueError(f"rounding is 'stochastic' with moments {self.moments!r}: it needs moments 'fp32'.")
-        if self.metrics is not None:
-            object.__setattr__(self, "metrics", names_of("metrics", self.metrics))
+        for name in ("metrics", "goal_metrics"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, names_of(name, getattr(self, name)))
+        for name in self.goal_metrics or ():
+            choice("goal_metrics", name, GOAL_METRICS)
         for name in ("lora_rank", "epochs", "batch_size", "check_steps"):
             value = getattr(self, name)
             if value is None:
@@ -235,7 +241,8 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         values["quantizers"] = list(self.quantizers)
-        values["metrics"] = None if self.metrics is None else list(self.metrics)
+        for name in ("metrics", "goal_metrics"):
+            values[name] = None if getattr(self, name) is None else list(getattr(self, name))
         return values
 
     def identity(self) -> dict[str, Any]:

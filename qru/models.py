@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -73,6 +73,12 @@ SIZES = {
 }
 
 
+# mini's models at other widths and depths, for the question how what is found at mini changes with size.
+OTHER_SIZES = {
+    "mini-128x4": replace(SIZES["mini"], hidden=128, heads=2, intermediate=384),
+    "mini-256x8": replace(SIZES["mini"], layers=8),
+}
+
 TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
 BASE_FIELDS = tuple(f.name for f in fields(Sizes) if not f.name.startswith("tune_"))
 
@@ -87,9 +93,10 @@ def context(model: torch.nn.Module, scale: str) -> int:
 
 
 def sizes(scale: str) -> Sizes:
-    if scale not in SIZES:
-        raise unknown("scale with embedded models", scale, SIZES)
-    return SIZES[scale]
+    known = SIZES | OTHER_SIZES
+    if scale not in known:
+        raise unknown("scale with embedded models", scale, known)
+    return known[scale]
 
 
 # --- text -> rows of tokens -------------------------------------------------------------------------------------

@@ -194,6 +194,7 @@ def _run(job: Job) -> None:
         # One model is scored, with one quantizer after the other; what they start from waits in bf16 on the CPU.
         before, found = _before_and_updates(config, made.target, folder, start == made.target)
         model, tokenizer = models.load(folder / "model")
+        moved = compress.movement(before, compress.stored_layers(model))
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
@@ -242,6 +243,8 @@ def _run(job: Job) -> None:
             "recovered": verdict.recovered(judged),
             "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
+            "movement": moved,
+            "prediction": {},
         } | asked
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)

@@ -224,7 +224,8 @@ def unlearn(
             return None
         with processes.held_whole(model):
             scores = forget_score(model)
-        return all(value <= config.forget_goal for value in scores.values()), scores
+        decisive = config.goal_metrics or scores
+        return all(scores[name] <= config.forget_goal for name in decisive), scores
 
     history = loop.fit(
         model,

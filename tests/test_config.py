@@ -84,7 +84,7 @@ def test_every_scale_that_is_offered_resolves():
 def test_resolved_configs_say_everything():
     resolved = resolve(RunConfig(method="ga_klr", adapter="lora")).to_dict()
     assert [key for key, value in resolved.items() if value is None] == [
-        "target", "retrained", "tokenizer", "forget_goal", "moments", "check_steps", "metrics",
+        "target", "retrained", "tokenizer", "forget_goal", "moments", "check_steps", "goal_metrics", "metrics",
     ]  # fmt: skip
     assert resolve(RunConfig(adapter="full")).weights == "bf16"
     assert resolve(RunConfig(adapter="lora")).weights == "fp32"
