@@ -34,6 +34,7 @@ def movable_below(step: float) -> float:
     """The size under which a bf16 weight is moved by a step: a power of two, 256 to 512 times the step.
 
     A weight in [2^k, 2^(k+1)) moves if the step is more than half its spacing, 2^(k−8).
+    At the size itself, one number alone, a weight moves towards zero, where the spacing is half, and never away.
 
     Args:
         step: the largest that the optimizer takes, |u| times the learning rate.

@@ -115,8 +115,8 @@ def scored(rows: Iterable[tuple[bool, bool | None]]) -> dict[str, int]:
         rows: (predicted, came back); ``None`` where the measurement does not say.
 
     Returns:
-        Counts: ``n`` of all rows, ``right``, ``wrong``, ``undecided``; and of the wrong ones ``false_alarms`` (predicted,
-        did not come back) and ``missed`` (came back, not predicted).
+        Counts: ``n`` of all rows, ``right``, ``wrong``, ``undecided``; and of the wrong ones ``false_alarms``
+        (predicted, did not come back) and ``missed`` (came back, not predicted).
     """
     rows = list(rows)
     false_alarms = sum(predicted and back is False for predicted, back in rows)

@@ -19,7 +19,7 @@ LEVELS = {
     "models": 3, "launch": 3, "figures": 3, "typeset": 3,
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,
-    "scoring": 6, "movement": 6,
+    "scoring": 6, "movement": 6, "prediction": 6,
     "inputs": 7,
     "pipeline": 8,
     "arms": 9, "budget": 9, "preparation": 9, "choose": 9, "widgets": 9, "cli": 9, "train": 9,
