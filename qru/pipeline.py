@@ -18,6 +18,7 @@ from qru.cost import Clock
 from qru.defaults import note
 from qru.loop import compute_precision
 from qru.parallel import side_by_side
+from qru.prediction import predict
 from qru.quantizers import load_quantizer
 from qru.records import Record, locked, say
 from qru.unlearn import unlearn
@@ -195,6 +196,8 @@ def _run(job: Job) -> None:
         before, found = _before_and_updates(config, made.target, folder, start == made.target)
         model, tokenizer = models.load(folder / "model")
         moved = compress.movement(before, compress.stored_layers(model))
+        # From the settings and the target alone, as it could be said before anything was trained.
+        expected = {name: predict(config, before, name) for name in config.quantizers if name.startswith("rtn-")}
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
@@ -244,7 +247,7 @@ def _run(job: Job) -> None:
             "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
             "movement": moved,
-            "prediction": {},
+            "prediction": expected,
         } | asked
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)
