@@ -49,7 +49,7 @@ METRICS = ("verbmem", "knowmem", "utility", "disjoint")
 GOAL = 25.0  # percent; near what the retrained models say of text that they never saw
 STEPS = 700  # at most
 BATCH = 2  # forget documents a step; the default of 4 takes two thirds of the steps and twice the time for each
-CHECK = {"slow": 20, "fast": 10}  # steps between two looks at the goal: arms without a dead zone pass it quickly
+CHECK = {"slow": 40, "fast": 10}  # steps between two looks at the goal: arms without a dead zone pass it quickly
 # Adam's step is at most 1.17 learning rates at beta2 = 0.95 (7.3 at 0.999), so that the edge of the dead zone is known.
 BETA2 = 0.95
 
