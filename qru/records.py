@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +19,10 @@ from typing import Any
 from qru import paths
 
 SECTIONS = ("config", "scores", "crossings", "cost", "provenance")
+# What a slim record keeps: examples of these metrics, which recovered shares are made of, and of a layer these counts.
+EXAMPLES = frozenset({"verbmem", "knowmem"})
+LAYER = ("weights", "moved", "crossed", "changed", "predicted", "projection", "cosine")
+MORE = ("recovered", "verdict", "history", "movement", "prediction", "forget_set", "parts")  # no text of examples
 
 
 def say(text: str) -> None:
@@ -61,6 +65,11 @@ class Record:
     cost: dict[str, Any]
     provenance: dict[str, Any]
     extra: dict[str, Any]
+
+    @property
+    def run(self) -> str:
+        """The name of the run's folder, by which its kept record is called, too."""
+        return self.path.parent.name if self.path.name == "record.json" else self.path.stem
 
 
 def fsync_folder(folder: Path) -> None:
@@ -164,6 +173,94 @@ def latest(records: Iterable[Record] | None = None, **config: Any) -> Record:
             f"no record with {config or 'any configuration'}. Make one: papermill notebooks/02_unlearn.ipynb {wanted}"
         )
     return matching[-1]
+
+
+def slim(record: Record, layers: Sequence[str] = ()) -> dict[str, Any]:
+    """A record small enough to commit, of the same schema: tables over models and quantizers read it like a whole one.
+
+    What is left out: scores of single examples, but those of target and unlearned model in VerbMem and KnowMem, to four
+    digits; steps between two looks at the forgetting goal, but the last; counts of single layers, but the main ones
+    under ``layers``; where things lie on this machine. Measured numbers are rounded to six digits, settings are not.
+
+    Args:
+        record: whole or slim.
+        layers: quantizers under which the counts of every layer are kept; all keep their totals.
+
+    Returns:
+        The sections of ``record.json``.
+    """
+    sections = {name: getattr(record, name) for name in SECTIONS}
+    sections |= {name: record.extra[name] for name in MORE if name in record.extra}
+    settings = ("config", "provenance")
+    out = {key: part if key in settings else rounded(part) for key, part in sections.items()}
+    out["config"] = {key: _without_place(value) for key, value in record.config.items()}
+    out["provenance"] = {key: part for key, part in record.provenance.items() if key != "folders"}
+    out["scores"] = {
+        model: {
+            precision: {metric: _slim_score(score, model, metric) for metric, score in scores.items()}
+            for precision, scores in by_precision.items()
+        }
+        for model, by_precision in out["scores"].items()
+    }
+    out["crossings"] = {
+        quantizer: {
+            "layers": {
+                layer: {key: counts[key] for key in LAYER if key in counts}
+                for layer, counts in crossing["layers"].items()
+                if quantizer in layers
+            },
+            "total": {key: value for key, value in crossing["total"].items() if key != "histogram"},
+        }
+        for quantizer, crossing in out["crossings"].items()
+    }
+    if "movement" in out and set(layers).isdisjoint(out["crossings"]):
+        out["movement"] = out["movement"] | {"layers": {}}
+    if history := out.get("history"):
+        out["history"] = [row for row in history[:-1] if not EXAMPLES.isdisjoint(row)] + history[-1:]
+    return out
+
+
+def _slim_score(score: dict[str, Any], model: str, metric: str) -> dict[str, Any]:
+    out = {key: part for key, part in score.items() if key not in ("per_example", "responses")}
+    if model != "retrained" and metric in EXAMPLES and "per_example" in score:
+        out["per_example"] = [round(value, 4) for value in score["per_example"]]
+    return out
+
+
+def _without_place(value: Any) -> Any:
+    """A setting; of a folder of this machine only its last name."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def rounded(value: Any) -> Any:
+    """Every float in lists and dicts to six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def keep(record: Record, folder: Path, layers: Sequence[str] = ()) -> Path:
+    """Write ``folder/<run>.json``, the slim record of a run.
+
+    Args:
+        record: of a run.
+        folder: of records that are committed.
+        layers: see ``slim``.
+    """
+    path = folder / f"{record.run}.json"
+    write_json(path, slim(record, layers))
+    return path
+
+
+def kept(folder: Path) -> list[Record]:
+    """Every record in a folder of kept ones, by name.
+
+    Raises:
+        ValueError: one is damaged: what is committed is whole.
+    """
+    return [load_record(path) for path in sorted(folder.glob("*.json"))]
 
 
 def _git(*arguments: str) -> str | None:
