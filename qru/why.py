@@ -27,7 +27,8 @@ from qru.config import LORA_TARGETS, RunConfig
 from qru.defaults import resolve
 from qru.metrics.bootstrap import recovered_share
 from qru.parallel import side_by_side
-from qru.records import Record, say
+from qru.paths import runs_dir
+from qru.records import Record, say, write_json
 from qru.registry import unknown
 
 # Display name -> what sets an arm apart. The first two have a dead zone.
@@ -69,6 +70,8 @@ WEIGHTS = (5.0, 1.0)
 CHOSEN: dict[tuple[str, str], tuple[float, float]] = {
     ("ga_klr", "full"): (2.61e-05, 5.0),
     ("ga_klr", "lora"): (0.00013, 5.0),
+    ("npo_klr", "full"): (2.61e-05, 5.0),
+    ("npo_klr", "lora"): (0.00013, 5.0),
 }
 
 
@@ -87,9 +90,12 @@ def choose(method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]
         for weight in WEIGHTS:
             config = configuration(arm, method, seed=CHOICE_SEED, learning_rate=rate, retain_weight=weight)
             seen = trajectory(config, partial(_enough, config.check_steps))
-            tried.append({"learning_rate": rate, "retain_weight": weight, "seen": seen})
-            last = seen[-1]["verbmem"]
-            say(f"{method} {arm} {rate:g} {weight:g}: VerbMem {last:.0f} after {config.check_steps * len(seen)} steps")
+            last, steps = seen[-1]["verbmem"], config.check_steps * len(seen)
+            tried.append({
+                "method": method, "arm": arm, "learning_rate": rate, "retain_weight": weight,
+                "verbmem": round(last, 1), "steps": steps,
+            })  # fmt: skip
+            say(f"{method} {arm} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
             if last <= GOAL:
                 return rate, weight, tried
     raise ValueError(f"{method} {arm} reaches the goal at no rate of the grid.")
@@ -308,5 +314,7 @@ def over_seeds(records: Sequence[Record], metric: str = "verbmem") -> pd.DataFra
 
 if __name__ == "__main__":
     cells = [(method, adapter) for method in sys.argv[1:] or METHODS for adapter in RATES]
-    for cell, (rate, weight, _) in zip(cells, side_by_side(choose, cells), strict=True):
+    found = side_by_side(choose, cells)
+    for cell, (rate, weight, _) in zip(cells, found, strict=True):
         print(f"    {cell}: ({rate:g}, {weight:g}),")
+    write_json(runs_dir() / "why-choice.json", {"seed": CHOICE_SEED, "tried": sum((tried for *_, tried in found), [])})
