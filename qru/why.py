@@ -317,4 +317,5 @@ if __name__ == "__main__":
     found = side_by_side(choose, cells)
     for cell, (rate, weight, _) in zip(cells, found, strict=True):
         print(f"    {cell}: ({rate:g}, {weight:g}),")
-    write_json(runs_dir() / "why-choice.json", {"seed": CHOICE_SEED, "tried": sum((tried for *_, tried in found), [])})
+    tried = [attempt for *_, attempts in found for attempt in attempts]
+    write_json(runs_dir() / "why-choice.json", {"seed": CHOICE_SEED, "tried": tried})
