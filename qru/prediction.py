@@ -90,14 +90,14 @@ def surviving(steps: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     """The part of many small moves that is left after rounding, for weights spread evenly over (−reach, reach).
 
     A weight that moves by d crosses a boundary between bins with probability |d| · boundaries / (2 · reach) and then
-    moves by s. There are 2 ⌊reach/s + 1/2⌋ boundaries, at ±s/2, ±3s/2 …: none if reach is under s/2, so that nothing is
-    left; up to 2 just over it, where the one pair stands for all; 1 if there are many.
+    moves by s. There are 2 ⌈reach/s − 1/2⌉ boundaries, at ±s/2, ±3s/2 …: none if reach is s/2 or less, so that nothing
+    is left; the part is 2 just over it, where the one pair stands for the whole room, and nears 1 where there are many.
 
     Args:
         steps: s, of groups. Where it is zero, so are all weights, and the grid moves with them: 1.
         reach: how far from zero weights lie in each.
     """
-    crossed = steps * (reach / steps + 0.5).floor() / reach
+    crossed = steps * (reach / steps - 0.5).ceil() / reach
     return torch.where(steps > 0, crossed, 1.0)
 
 
