@@ -248,29 +248,6 @@ def stored_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: stored(layer.weight) for name, layer in linear_layers(model).items()}
 
 
-def movement(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict:
-    """How far the weights of a model moved, whatever quantizer comes after.
-
-    Args:
-        before, after: layer -> weight (out, in), as stored.
-
-    Returns:
-        ``{"layers": {layer: counts}, "total": counts}`` with ``weights``, ``moved`` (how many changed at all),
-        ``sum_w2`` = Σ W² before and ``sum_dw2`` = Σ ΔW².
-    """
-    counts = {}
-    for name, weight in before.items():
-        old, new = weight.double(), after[name].to(weight.device).double()
-        counts[name] = {
-            "weights": old.numel(),
-            "moved": int((new != old).sum()),
-            "sum_w2": float(old.square().sum()),
-            "sum_dw2": float((new - old).square().sum()),
-        }
-    keys = next(iter(counts.values()))
-    return {"layers": counts, "total": {key: sum(layer[key] for layer in counts.values()) for key in keys}}
-
-
 def survival(stats: dict) -> dict[str, float | None]:
     """How much of the update ΔW is left in δ = Q(W0+ΔW) − Q(W0).
 

@@ -195,7 +195,6 @@ def _run(job: Job) -> None:
         # One model is scored, with one quantizer after the other; what they start from waits in bf16 on the CPU.
         before, found = _before_and_updates(config, made.target, folder, start == made.target)
         model, tokenizer = models.load(folder / "model")
-        moved = compress.movement(before, compress.stored_layers(model))
         # From the settings and the target alone, as it could be said before anything was trained.
         expected = {name: predict(config, before, name) for name in config.quantizers if name.startswith("rtn-")}
 
@@ -246,7 +245,6 @@ def _run(job: Job) -> None:
             "recovered": verdict.recovered(judged),
             "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
-            "movement": moved,
             "prediction": expected,
         } | asked
         records.write_json(folder / "record.json", record)

@@ -22,7 +22,7 @@ SECTIONS = ("config", "scores", "crossings", "cost", "provenance")
 # What a slim record keeps: examples of these metrics, which recovered shares are made of, and of a layer these counts.
 EXAMPLES = frozenset({"verbmem", "knowmem"})
 LAYER = ("weights", "moved", "crossed", "changed", "predicted", "projection", "cosine")
-MORE = ("recovered", "verdict", "history", "movement", "prediction", "forget_set", "parts")  # no text of examples
+MORE = ("recovered", "verdict", "history", "prediction", "forget_set", "parts")  # no text of examples
 
 
 def say(text: str) -> None:
@@ -213,10 +213,9 @@ def slim(record: Record, layers: Sequence[str] = ()) -> dict[str, Any]:
         }
         for quantizer, crossing in out["crossings"].items()
     }
-    if "movement" in out and set(layers).isdisjoint(out["crossings"]):
-        out["movement"] = out["movement"] | {"layers": {}}
     if history := out.get("history"):
-        out["history"] = [row for row in history[:-1] if not EXAMPLES.isdisjoint(row)] + history[-1:]
+        looks = [row for row in history[:-1] if not EXAMPLES.isdisjoint(row)] + history[-1:]
+        out["history"] = [{key: value for key, value in row.items() if key not in ("loss", "seconds")} for row in looks]
     return out
 
 

@@ -222,13 +222,10 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         config, history = record.config, record.extra["history"]
-        movement = record.extra["movement"]["total"]
         run = {
             "corpus": config["corpus"], "method": config["method"], "arm": arm_of(config), "seed": config["seed"],
             "learning_rate": config["learning_rate"], "retain_weight": config["retain_weight"],
             "steps": history[-1]["step"] + 1, "reached": bool(history[-1].get("stopped")),
-            "moved": 100 * movement["moved"] / movement["weights"],
-            "update": math.sqrt(movement["sum_dw2"] / movement["sum_w2"]),
             "run": record.run,
         }  # fmt: skip
         unlearned, target = record.scores["unlearned"], record.scores["target"]
@@ -250,10 +247,12 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
                 "recovers": bool(found["recovers"]["recovers"]),
                 "crossed": 100 * counts["crossed"] / counts["weights"],
                 "predicted_crossed": 100 * counts["predicted"] / counts["weights"],
+                "moved": 100 * counts["moved"] / counts["weights"],
                 "projection": _number(counts["projection"]), "cosine": _number(counts["cosine"]),
             }  # fmt: skip
             known = record.extra["prediction"][quantizer]
             row |= {
+                "update": math.sqrt(counts["sum_dw2"] / counts["weights"]) / known["sigma"],
                 "edge": _number(known["edge"]), "zero_bin": known["zero_bin"], "hidden": known["hidden"],
                 "predicted": known["recovers"],
             }  # fmt: skip
@@ -270,11 +269,10 @@ def layer_table(records: Iterable[Record], quantizer: str) -> pd.DataFrame:
     rows = []
     for record in records:
         for layer, counts in record.crossings[quantizer]["layers"].items():
-            movement = record.extra["movement"]["layers"][layer]
             rows.append({
                 "arm": arm_of(record.config), "corpus": record.config["corpus"], "method": record.config["method"],
                 "seed": record.config["seed"], "layer": layer,
-                "moved": 100 * movement["moved"] / movement["weights"],
+                "moved": 100 * counts["moved"] / counts["weights"],
                 "crossed": 100 * counts["crossed"] / counts["weights"],
                 "predicted_crossed": 100 * counts["predicted"] / counts["weights"],
                 "projection": _number(counts["projection"]), "cosine": _number(counts["cosine"]),
