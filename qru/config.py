@@ -194,6 +194,11 @@ class RunConfig:
                 f"weights is 'fp32' with moments {self.moments!r} and rounding {self.rounding!r}: those are of weights "
                 "that are stepped in bf16. Leave them out, or set weights to 'bf16'."
             )
+        if self.adapter == "delta" and self.weights == "fp32":
+            raise ValueError(
+                "adapter is 'delta' with weights 'fp32': in fp32 a difference is stepped as the weights are. "
+                "Set weights to 'bf16', or adapter to 'full'."
+            )
         if self.rounding == "stochastic" and self.moments != "fp32":
             raise ValueError(f"rounding is 'stochastic' with moments {self.moments!r}: it needs moments 'fp32'.")
         for name in ("metrics", "goal_metrics"):

@@ -137,7 +137,7 @@ def resolve(config: RunConfig) -> RunConfig:
         ``retrained`` and ``tokenizer`` where the embedded models are meant or the tokenizer beside the target.
     """
     parse_method(config.method)
-    weights = config.weights or ("bf16" if config.adapter == "full" else "fp32")
+    weights = config.weights or ("fp32" if config.adapter == "lora" else "bf16")
     rate, epochs, weight = _training(config, weights)
     rank, alpha = _lora(config)
     if config.scale == "muse" and config.target is None and (known := hub_corpus(config.corpus)):

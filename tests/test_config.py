@@ -55,6 +55,23 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"retain_weight": "5"}, "retain_weight is '5', a str"),
         ({"forget_goal": math.nan}, "forget_goal is nan"),
         ({"forget_goal": "20"}, "forget_goal is '20', a str"),
+        ({"moments": "int8"}, "unknown moments 'int8'. Known: bf16, fp32"),
+        ({"rounding": "stochastically"}, "Did you mean 'stochastic'"),
+        ({"rounding": "stochastic"}, "rounding is 'stochastic' with moments None: it needs moments 'fp32'"),
+        ({"rounding": "stochastic", "moments": "bf16"}, "with moments 'bf16': it needs moments 'fp32'"),
+        (
+            {"weights": "fp32", "rounding": "stochastic", "moments": "fp32"},
+            "is 'fp32' .* set weights to 'bf16'",
+        ),
+        ({"weights": "fp32", "moments": "bf16"}, "weights is 'fp32' with moments 'bf16'"),
+        ({"weights": "fp32", "adapter": "delta"}, "adapter is 'delta' with weights 'fp32'.*Set weights to 'bf16'"),
+        ({"adam_beta2": 0.5}, "adam_beta2 is 0.5; it must be over 0.81, the square of beta1, and under 1"),
+        ({"adam_beta2": 1}, "adam_beta2 is 1; it must be over 0.81"),
+        ({"adam_beta2": None}, "adam_beta2 is None, a NoneType"),
+        ({"check_steps": 0}, "check_steps is 0; it must be a whole number of at least 1"),
+        ({"metrics": ["verbmem", "verbmem"]}, "metrics names .'verbmem'. more than once"),
+        ({"metrics": 3}, "metrics is 3; it must be a list of names"),
+        ({"goal_metrics": "utility"}, "unknown goal_metrics 'utility'. Known: knowmem, verbmem"),
     ],
 )
 def test_impossible_values_are_named(values, message):
@@ -88,6 +105,31 @@ def test_resolved_configs_say_everything():
     ]  # fmt: skip
     assert resolve(RunConfig(adapter="full")).weights == "bf16"
     assert resolve(RunConfig(adapter="lora")).weights == "fp32"
+
+
+def test_every_arm_but_lora_is_stepped_in_bf16_unless_told_otherwise():
+    known = {"full": "bf16", "delta": "bf16", "lora": "fp32"}
+    assert {adapter: resolve(RunConfig(adapter=adapter, scale="smoke")).weights for adapter in known} == known
+
+
+LATER = {
+    "moments": "fp32", "rounding": "stochastic", "adam_beta2": 0.95, "check_steps": 3, "metrics": ("verbmem",),
+    "goal_metrics": ("verbmem",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_setting_that_came_later_is_part_of_a_key_only_where_it_is_used(name):
+    """Runs from before it keep their folders; a run that uses it does not take the folder of one that does not."""
+    plain = RunConfig()
+    assert name not in plain.identity()
+    needed = {"moments": "fp32"} if name == "rounding" else {}
+    changed = RunConfig(**{name: LATER[name]} | needed)
+    assert digest(changed.identity()) != digest(plain.identity())
+    value = LATER[name]
+    assert changed.identity()[name] == (list(value) if isinstance(value, tuple) else value)
+    assert RunConfig.from_dict(changed.to_dict()) == changed  # as it comes back from a record
+    assert digest({"config": plain.to_dict()}) != digest({"config": changed.to_dict()})
 
 
 def test_given_values_win_over_defaults():
