@@ -17,7 +17,7 @@ LEVELS = {
     "config": 1, "records": 1, "kernel_record": 1, "notebook": 1, "processes": 1,
     "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
     "models": 3, "launch": 3, "figures": 3, "typeset": 3,
-    "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4,
+    "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,
     "scoring": 6, "movement": 6, "prediction": 6,
     "inputs": 7,
@@ -27,7 +27,7 @@ LEVELS = {
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",
-    "kernel_figures",
+    "kernel_figures", "why_figures",
 )  # fmt: skip
 
 
