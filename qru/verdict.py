@@ -48,7 +48,7 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
     unlearned, target = scores["unlearned"]["bf16"], scores["target"]["bf16"]
     what = {metric: word for metric, word in (FORGOTTEN | {"utility": "utility"}).items() if metric in unlearned}
     changes = [f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in what.items()]
-    arm = {"full": "full fine-tuning", "lora": "LoRA"}[config["adapter"]]
+    arm = {"full": "full fine-tuning", "lora": "LoRA", "delta": "a difference from zero"}[config["adapter"]]
     part = f" {name}," if (name := config.get("forget_set", "all")) != "all" else ""
     lines = [
         f"{config['method']}, {arm}, {config['weights']} weights,{part} in bf16 (percent): "
