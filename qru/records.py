@@ -219,8 +219,18 @@ def slim(record: Record, layers: Sequence[str] = ()) -> dict[str, Any]:
     return out
 
 
+def examples_of(score: dict[str, Any]) -> int | None:
+    """How many examples a score is of; ``None`` where its record does not say. PrivLeak's: forgotten texts."""
+    values = score.get("per_example")
+    if values is None:
+        return score.get("examples")
+    return len(values["forget"] if isinstance(values, dict) else values)
+
+
 def _slim_score(score: dict[str, Any], model: str, metric: str) -> dict[str, Any]:
     out = {key: part for key, part in score.items() if key not in ("per_example", "responses")}
+    if (count := examples_of(score)) is not None:
+        out["examples"] = count
     if model != "retrained" and metric in EXAMPLES and "per_example" in score:
         out["per_example"] = [round(value, 4) for value in score["per_example"]]
     return out

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from qru.records import Record
+from qru.records import Record, examples_of
 
 # Heading of each metric, with its better direction (held against qru.metrics.direction by a test).
 METRICS = {
@@ -91,16 +91,19 @@ def score_frame(records: Mapping[str, Record]) -> pd.DataFrame:
     for model, by_precision in models_of(records).items():
         for precision, scores in by_precision.items():
             for metric, score in scores.items():
-                values = score["per_example"]
-                examples = len(values["forget"]) if isinstance(values, dict) else len(values)
-                rows.append((model, precision, metric, score["value"], *score["ci"], examples))
+                rows.append((model, precision, metric, score["value"], *score["ci"], examples_of(score)))
     return pd.DataFrame(rows, columns=["model", "precision", "metric", "value", "low", "high", "examples"])
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 1) -> str:
     """``62.3 [48.0, 75.1]``, with a true minus; what rounds to zero has none."""
-    value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−") for x in (value, low, high))
+    value, low, high = (number(x, digits) for x in (value, low, high))
     return f"{value} [{low}, {high}]"
+
+
+def number(value: float, digits: int = 1) -> str:
+    """``−62.3``, with a true minus; what rounds to zero has none."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def score_table(*records: Record) -> pd.DataFrame:
@@ -248,7 +251,7 @@ def forget_set_frame(*records: Record) -> pd.DataFrame:
                     for precision, scores in by_precision.items():
                         shown = dict(record.extra["parts"][model][precision])
                         if utility := scores.get("utility"):  # a corpus need not have one
-                            shown = {"utility": utility | {"examples": len(utility["per_example"])}} | shown
+                            shown = {"utility": utility | {"examples": examples_of(utility)}} | shown
                         for measure, score in shown.items():
                             values = score["value"], *score["ci"], score["examples"]
                             rows.append((*key, model, precision, measure, *values))
