@@ -65,8 +65,8 @@ def printing() -> Iterator[None]:
 
 
 def checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The table, once it is seen to have these columns and no arm that nobody knows."""
-    if missing := [column for column in columns if column not in table]:
+    """The table, once it is seen to be empty, or to have these columns and no arm that nobody knows."""
+    if missing := [column for column in columns if column not in table and len(table)]:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
     for arm in table["arm"].unique() if "arm" in table else ():
         if arm not in ARMS:
@@ -485,6 +485,8 @@ def forgetting(table: pd.DataFrame) -> Figure:
         ValueError: a column is missing or an arm is unknown.
     """
     checked(table, ["width", "layers", "parameters", "arm", "seed", "relative_update"])
+    if table.empty:
+        return sentence("No runs to show yet.")
     table = table.assign(size=table["width"] * table["layers"], reached=table.get("reached", True))
     shown = table[table["relative_update"] > 0]
     if shown.empty:
@@ -527,7 +529,7 @@ def forgetting(table: pd.DataFrame) -> Figure:
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
         seeds = shown.groupby(["size", "arm"])["seed"].nunique()
-        ax.set_xlabel(f"width × layers, parameters (a point a run, seeds: {span(seeds, str)})")
+        ax.set_xlabel(f"width × layers, parameters (seeds: {span(seeds, str)})")
         ax.set_ylabel("update needed, rms |ΔW| / σ")
         handles = [arm_handle(arm) for arm in names]
         handles.append(Line2D([], [], color=MUTED, linestyle="--", linewidth=1, label="∝ 1/√(width·depth)"))
@@ -580,7 +582,7 @@ def slices(table: pd.DataFrame, x: str) -> Figure:
         ValueError: a column is missing or an arm is unknown.
     """
     checked(table, [x, *SLICED, "seed"])
-    panels = {key: words for key, words in SLICED.items() if table[key].notna().any()}
+    panels = {key: words for key, words in SLICED.items() if len(table) and table[key].notna().any()}
     if not panels:
         return sentence("No runs to show yet.")
     numeric = pd.api.types.is_numeric_dtype(table[x]) and (table[x] > 0).all()
@@ -600,7 +602,8 @@ def slices(table: pd.DataFrame, x: str) -> Figure:
                 colour, marker = (FREE, "o") if bare else ARMS[arm]
                 rows = table[(table["arm"] == arm) & table[key].notna()]
                 middle = rows.groupby("at")[key].median()
-                ax.plot(middle.index, middle, color=colour, linewidth=0.8, alpha=0.6)
+                if numeric:  # a line between names would say that there is something in between
+                    ax.plot(middle.index, middle, color=colour, linewidth=0.8, alpha=0.6)
                 for reached, face in ((True, colour), (False, "white")):
                     found = rows[rows["reached"].astype(bool) == reached]
                     ax.plot(

@@ -127,12 +127,11 @@ def zero_table(frame):
 
 DRAWN = {
     "arms": lambda: why_figures.arms(table()),
-    "arms, knowledge": lambda: why_figures.arms(table(), "knowledge"),
     "arms, ugly": lambda: why_figures.arms(ugly_table()),
     "arms, little": lambda: why_figures.arms(table(("news",), ("npo_klr",), (2,), ARMS[:3], ["rtn-int4-row"])),
-    "arms, zero": lambda: why_figures.arms(zero_table(table())),
-    "arms, nothing measured": lambda: why_figures.arms(table().assign(text_regained=math.nan)),
-    "arms, none": lambda: why_figures.arms(table().iloc[:0]),
+    "arms, zero": lambda: why_figures.arms(zero_table(table(("books",), ("ga_klr",)))),
+    "arms, nothing measured": lambda: why_figures.arms(table(("news",)).assign(text_regained=math.nan)),
+    "arms, none": lambda: why_figures.arms(pd.DataFrame()),
     "dial": lambda: why_figures.dial(dial_table()),
     "dial, projection": lambda: why_figures.dial(dial_table(), "projection"),
     "dial, one point": lambda: why_figures.dial(dial_table().tail(1)),
@@ -141,7 +140,7 @@ DRAWN = {
     "layers": lambda: why_figures.layers(layer_table()),
     "layers, one arm": lambda: why_figures.layers(layer_table(("bf16",), 12)),
     "layers, two arms": lambda: why_figures.layers(layer_table(("bf16", "fp32 master"), 8).drop(columns="quantizer")),
-    "layers, zero": lambda: why_figures.layers(zero_table(layer_table()).assign(projection=math.nan)),
+    "layers, zero": lambda: why_figures.layers(zero_table(layer_table(("bf16", "LoRA fp32"))).assign(projection=math.nan)),
     "forgetting": lambda: why_figures.forgetting(size_table()),
     "forgetting, two arms": lambda: why_figures.forgetting(size_table(("bf16", "LoRA fp32"), (1,))),
     "forgetting, one size": lambda: why_figures.forgetting(size_table(("bf16",), (1,)).head(1)),
@@ -152,7 +151,7 @@ DRAWN = {
         pd.concat([slice_table("learning_rate", (1e-5, 2e-5, 4e-5, 8e-5)).assign(arm=arm) for arm in ARMS[1:4]]),
         "learning_rate",
     ),
-    "slices, one seed": lambda: why_figures.slices(slice_table(seeds=(4,)), "alpha"),
+    "slices, none": lambda: why_figures.slices(pd.DataFrame(), "alpha"),
     "slices, zero": lambda: why_figures.slices(zero_table(slice_table()), "alpha"),
     "slices, no disjoint": lambda: why_figures.slices(slice_table().assign(disjoint_bf16=math.nan), "alpha"),
 }  # fmt: skip
@@ -218,9 +217,13 @@ def test_a_figure_is_whole_and_nothing_leaves_its_axes(name):
     assert not overlaps(figure)
 
 
-def test_every_run_is_a_point_under_its_quantizer():
+@pytest.fixture(scope="module")
+def figure():
+    return why_figures.arms(table())
+
+
+def test_every_run_is_a_point_under_its_quantizer(figure):
     frame = table()
-    figure = why_figures.arms(frame)
     assert [ax.get_title(loc="left") for ax in figure.axes] == [*FINEST_FIRST, *[""] * 5]
     for row, corpus in enumerate(("books", "news")):
         for quantizer in ZERO_BINS:
@@ -232,18 +235,17 @@ def test_every_run_is_a_point_under_its_quantizer():
             assert len({y for _, y, _ in drawn}) == 42, "no two runs of a panel stand on one height"
 
 
-def test_a_run_stands_in_the_row_of_its_arm():
-    frame = table(("news",))
-    figure = why_figures.arms(frame)
+def test_a_run_stands_in_the_row_of_its_arm(figure):
+    frame = table().query("corpus == 'news'")
     assert [text.get_text().split("\n")[0] for text in figure.axes[0].get_yticklabels()] == list(ARMS)
     for i, arm in enumerate(ARMS):
         rows = frame[(frame["quantizer"] == "rtn-int4-tensor") & (frame["arm"] == arm)]
-        here = [x for x, y, _ in lines(panel(figure, "int4 tensor")) if i - 0.5 < y < i + 0.5]
+        here = [x for x, y, _ in lines(panel(figure, "int4 tensor", row=1)) if i - 0.5 < y < i + 0.5]
         assert sorted(here) == pytest.approx(sorted(rows["text_regained"]))
 
 
-def test_families_have_their_colours_and_methods_their_markers():
-    ax = why_figures.arms(table()).axes[0]
+def test_families_have_their_colours_and_methods_their_markers(figure):
+    ax = figure.axes[0]
     dots = [line for line in ax.lines if "|" in str(line.get_label())]
     colours = {line.get_label().split("|")[0]: line.get_color() for line in dots}
     assert {colours[arm] for arm in ARMS[:2]} == {style.ARMS[1]}
@@ -252,9 +254,9 @@ def test_families_have_their_colours_and_methods_their_markers():
     assert markers == {"ga_klr": "o", "npo_klr": "^"}
 
 
-def test_predicted_runs_are_shaded_and_no_others():
+def test_predicted_runs_are_shaded_and_no_others(figure):
     frame = table()
-    ax = panel(why_figures.arms(frame), "int4 row")
+    ax = panel(figure, "int4 row")
     bands = [patch for patch in ax.patches if isinstance(patch, (Rectangle, Polygon))]
     middles = [patch.get_y() + patch.get_height() / 2 for patch in bands]
     # 2^-8 = 0.0039 < 0.0044: both dead-zone arms under GA; 2^-7 = 0.0078 under NPO does not fit.
@@ -385,6 +387,7 @@ def test_slices_show_every_seed_and_the_line_of_proportion():
 
 def test_names_stand_in_the_order_they_come_and_empty_scores_get_no_panel():
     figure = DRAWN["slices, names"]()
+    assert not any(line.get_linestyle() == "-" for line in figure.axes[0].lines), "nothing lies between names"
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["all", "mlp", "attention"]
     assert len(DRAWN["slices, no disjoint"]().axes) == 3
 
