@@ -314,8 +314,9 @@ def draw_switch(ax: Axes, table: pd.DataFrame, measure: str, quantizers: Sequenc
     ax.set_ylim(low - 0.14 * top if values.isna().any() else low, high)
     ax.axvspan(left, 1, facecolor=PREDICTED, linewidth=0, zorder=0)
     ax.axvline(1, color=MUTED, linewidth=0.9)
-    sides = ("all that moved", "rounds to 0", 0.3, -4, "right"), ("some of it", "is seen", 0.72, 4, "left")
-    for first, second, height, shift, side in sides:  # where points are not expected
+    heights = (0.72, 0.3) if measure == "projection" else (0.3, 0.72)  # where points are not expected
+    sides = ("all that moved", "rounds to 0", heights[0], -4, "right"), ("some of it", "is seen", heights[1], 4, "left")
+    for first, second, height, shift, side in sides:
         ax.annotate(
             f"{first}\n{second}", (1, height), xycoords=("data", "axes fraction"), xytext=(shift, 0),
             textcoords="offset points", ha=side, va="center", color=MUTED, fontsize=7.5,

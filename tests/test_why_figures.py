@@ -140,7 +140,7 @@ DRAWN = {
     "layers": lambda: why_figures.layers(layer_table()),
     "layers, one arm": lambda: why_figures.layers(layer_table(("bf16",), 12)),
     "layers, two arms": lambda: why_figures.layers(layer_table(("bf16", "fp32 master"), 8).drop(columns="quantizer")),
-    "layers, zero": lambda: why_figures.layers(zero_table(layer_table(("bf16", "LoRA fp32"))).assign(projection=math.nan)),
+    "layers, zero": lambda: why_figures.layers(zero_table(layer_table(("bf16",))).assign(projection=math.nan)),
     "forgetting": lambda: why_figures.forgetting(size_table()),
     "forgetting, two arms": lambda: why_figures.forgetting(size_table(("bf16", "LoRA fp32"), (1,))),
     "forgetting, one size": lambda: why_figures.forgetting(size_table(("bf16",), (1,)).head(1)),
