@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 
-from qru import arms, audit, load_corpus, load_models, models, parallel, pipeline, scoring
+from qru import arms, audit, load_corpus, load_models, models, movement, parallel, pipeline, scoring
 from qru.config import RunConfig
 from qru.ops import QuantSpec
 
@@ -79,12 +80,64 @@ def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
         ({"quantizers": ("rtn-int5-g128",)}, "rtn-int5-g128|bits"),
         ({"lora_target": "mlp"}, "Did you mean 'lora_targets'"),
         ({"quantizers": ("rtn-int4-g96",)}, r"layers\.0\.self_attn\.q_proj: group_size 96 does not divide"),
+        ({"metrics": ("verbmen",)}, "Did you mean 'verbmem'"),
+        (
+            {"metrics": ("verbmem", "exact_memorization")},
+            "metrics names 'exact_memorization', but corpus .* has no data",
+        ),
+        ({"rounding": "stochastic"}, "it needs moments 'fp32'"),
     ],
 )
 def test_bad_input_stops_before_any_work(parameters, message, monkeypatch):
     monkeypatch.setattr("qru.models.prepare", lambda *a: pytest.fail("prepared models"))
     with pytest.raises(ValueError, match=message):
         pipeline.run(**{"scale": "smoke"} | parameters)
+
+
+STEPPED = {
+    "bf16": {"adapter": "full"},
+    "fp32 moments": {"adapter": "full", "moments": "fp32"},
+    "stochastic": {"adapter": "full", "moments": "fp32", "rounding": "stochastic"},
+    "delta": {"adapter": "delta"},
+}
+
+
+@pytest.fixture(scope="module")
+def stepped(made):
+    """Arms of weights that are stepped in bf16, at one rate: 1.165e-4 is the largest step, so the edge is 2^-5."""
+    common = {"method": "ga", "weights": "bf16", "learning_rate": 1e-4, "adam_beta2": 0.95, "epochs": 2}
+    configs = [
+        RunConfig(**common, **options, scale="smoke", quantizers=("rtn-int3-g64",), metrics=("verbmem",))
+        for options in STEPPED.values()
+    ]
+    return dict(zip(STEPPED, pipeline.run_all(configs), strict=True))
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_every_way_to_step_bf16_weights_leaves_a_record(name, stepped):
+    record = stepped[name]
+    assert {key: record.config[key] for key in STEPPED[name]} == STEPPED[name]
+    for by_precision in record.scores.values():  # of the metrics that were asked for, and no other
+        assert {precision: list(scores) for precision, scores in by_precision.items()} == {
+            "bf16": ["verbmem"], "rtn-int3-g64": ["verbmem"],
+        }  # fmt: skip
+    assert len({record.path for record in stepped.values()}) == len(STEPPED)
+    said = record.extra["prediction"]["rtn-int3-g64"]
+    assert said["edge"] == (2.0**-5 if name in ("bf16", "fp32 moments") else None)
+    moved = record.crossings["rtn-int3-g64"]["total"]
+    assert 0 < 100 * moved["moved"] / moved["weights"] <= said["movable"]
+
+
+def test_weights_over_the_edge_move_in_every_arm_but_those_rounded_to_nearest(stepped):
+    share = {}
+    for name, record in stepped.items():
+        pairs = movement.stored_pairs(record).values()
+        over = torch.cat([(before != after)[before.float().abs() > 2.0**-5] for before, after in pairs])
+        assert over.numel() > 10_000
+        share[name] = over.float().mean().item()
+    assert share["bf16"] == share["fp32 moments"] == 0
+    assert share["stochastic"] > 0.1
+    assert share["delta"] > 0.1
 
 
 def test_the_stopping_half_is_not_reported(made):

@@ -1,5 +1,6 @@
 import pytest
 
+from qru.config import ADAPTERS
 from qru.verdict import recovered, sentences
 
 
@@ -31,6 +32,12 @@ def test_a_known_share_is_said_with_its_interval():
     )
     assert "regains 50 % [50, 50] of the forgotten text and 0 % [0, 0] of the forgotten knowledge" in second
     assert second.endswith(": it comes back.")
+
+
+def test_every_arm_has_a_name():
+    found = scores((0.1, 0.2), (0.1, 0.2), (0.9, 1.0))
+    said = [sentences(found, CONFIG | {"adapter": adapter})[0] for adapter in ADAPTERS]
+    assert len(set(said)) == len(ADAPTERS)
 
 
 def test_forgetting_that_stays():
