@@ -146,3 +146,88 @@ def forget_set_records(kind: str, adapter: str = "full") -> list[Record]:
             )
         )
     return out
+
+
+# Half a quantization step, as of weights with a standard deviation of 0.02.
+ZERO_BINS = {"rtn-int8-g128": 0.0002, "rtn-int4-g128": 0.0035, "rtn-int4-tensor": 0.0071, "rtn-int3-g128": 0.007}
+
+
+def why_record(
+    arm: str, corpus: str = "books", method: str = "ga_klr", seed: int = 0, back: tuple[str, ...] = (),
+    reached: bool = True, knowledge: bool = False, **changes,
+) -> Record:  # fmt: skip
+    """A run of the experiment in ``qru.why``, whose forgotten text returns under the quantizers in ``back``.
+
+    In bf16 every example of text scores 0.2 (0.21 for odd ones), under a quantizer of ``back`` 0.8, the target 1.
+    Knowledge scores 0.5 where the target has 1, and 1 again under ``back`` if ``knowledge``.
+    """
+    from qru import why
+    from qru.verdict import recovered
+
+    edge = 2.0**-8 if arm in ("bf16", "bf16, fp32 moments") else None
+    rates = {"learning_rate": 1.3e-5, "retain_weight": 5.0}
+    config = why.configuration(arm, method, corpus, seed, **rates | {"quantizers": tuple(ZERO_BINS)} | changes)
+    rng = random.Random(f"{arm}{corpus}{method}{seed}")
+
+    def scores(levels: dict[str, float]) -> dict:
+        out = {}
+        for metric, level in levels.items():
+            more = 0.01 if metric == "verbmem" and level == 0.2 else 0.0
+            per_example = [level + more * (i % 2) for i in range(50)]
+            out[metric] = {"value": 100 * level, "ci": [100 * level - 3, 100 * level + 3], "per_example": per_example}
+        return out
+
+    beside = {"utility": 0.9, "disjoint": 0.8}
+    forgot = {"verbmem": 0.2, "knowmem": 0.5} | beside
+    returned = {"verbmem": 0.8, "knowmem": 1.0 if knowledge else 0.5} | beside
+    found = {
+        "target": {p: scores({"verbmem": 1.0, "knowmem": 1.0} | beside) for p in ("bf16", *config.quantizers)},
+        "retrained": {p: scores({"verbmem": 0.2, "knowmem": 0.1} | beside) for p in ("bf16", *config.quantizers)},
+        "unlearned": {p: scores(returned if p in back else forgot) for p in ("bf16", *config.quantizers)},
+    }
+    names = [
+        f"model.layers.{block}.{part}.{module}"
+        for block in range(4)
+        for part, modules in MODULES.items()
+        for module in modules
+    ]
+    layers = {
+        quantizer: {
+            name: counts(rng.uniform(1, 5), rng.uniform(1, 5), 0.02 if quantizer in back else 1.0)
+            | {"sum_dw2": rng.random(), "sum_q_dw": rng.random(), "sum_q2": rng.random(), "histogram": [1] * 20}
+            for name in names
+        }
+        for quantizer in config.quantizers
+    }
+    steps = [{"step": i, "forget": 9.123456789 - i / 100, "loss": 3.123456789, "seconds": 0.51} for i in range(400)]
+    for row in steps[9::10]:
+        row |= {"verbmem": 90.123456789 - row["step"] / 10, "knowmem": 60.0}
+    if reached:
+        steps[-1]["stopped"] = 1.0
+    value = {
+        "config": config.to_dict() | {"hash": f"{arm}{corpus}{method}{seed}"},
+        "scores": found,
+        "crossings": {
+            quantizer: {
+                "layers": by_layer,
+                "total": {k: sum(c[k] for c in by_layer.values()) for k in ("weights", "moved", "crossed", "sum_dw2")}
+                | {"predicted": 3.3333333333e4, "projection": 0.0212345678, "cosine": 0.0112345678, "histogram": [1]},
+            }
+            for quantizer, by_layer in layers.items()
+        },
+        "cost": {"unlearn": {"seconds": 61.2, "peak_memory_mb": 912.0}},
+        "provenance": {"versions": {"torch": "2"}, "commit": "0" * 40, "folders": {"target": "/somewhere/target"}},
+        "recovered": recovered(found),
+        "verdict": [f"{method} forgot."],
+        "history": steps,
+        "prediction": {
+            quantizer: {
+                "edge": edge, "zero_bin": zero, "sigma": 0.02, "movable": 12.3456789, "projection": 1.0,
+                "hidden": 100.0 * (edge is not None and edge <= zero), "recovers": edge is not None and edge <= zero,
+            }
+            for quantizer, zero in ((name, ZERO_BINS[name]) for name in config.quantizers)
+        },
+    }  # fmt: skip
+    extra = {key: part for key, part in value.items() if key not in SECTIONS}
+    name = f"{corpus}-{method}-{arm}-s{seed}".replace(" ", "_").replace(",", "")
+    return Record(Path(f"runs/{name}/record.json"), *(value[k] for k in SECTIONS), extra=extra)

@@ -24,6 +24,7 @@ LEVELS = {
     "pipeline": 8,
     "arms": 9, "budget": 9, "preparation": 9, "choose": 9, "widgets": 9, "cli": 9, "train": 9,
     "experiments": 10, "why": 10,
+    "why_records": 11, "why_verdict": 11,
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",

@@ -1,0 +1,220 @@
+"""Which runs the notebook on why forgotten text comes back shows: the committed records, or what was run here.
+
+A run's own record is about a megabyte. What is committed are slim copies (``records.slim``) of whole grids, in
+``paper/records/why/runs``; they are shown unless runs are asked for, and written only when that is asked for, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown
+
+from qru import models, paths, pipeline, records, why
+from qru.arms import tidy
+from qru.config import RunConfig
+from qru.records import Record, say
+from qru.registry import unknown
+
+KEPT = Path(__file__).resolve().parent.parent / "paper" / "records" / "why" / "runs"
+LAYERS = "rtn-int4-tensor"  # under which committed records hold the counts of every layer
+MAIN = "comparison"
+# Other parts of the experiment -> their runs at a scale.
+PARTS: dict[str, Callable[[str], list[RunConfig]]] = {
+    "dial": why.dial_grid,
+    "alpha": partial(why.slice_grid, "alpha"),
+    "layers": partial(why.slice_grid, "layers"),
+    "rate": partial(why.slice_grid, "rate"),
+    "size": getattr(why, "size_grid", lambda scale: []),
+}
+# What a scale compares unless told otherwise. At smoke nothing is learned: one arm of each kind shows that all runs.
+GRIDS = {
+    "mini": {"corpora": why.CORPORA, "methods": why.METHODS, "arms": tuple(why.ARMS), "seeds": why.SEEDS},
+    "smoke": {
+        "corpora": why.CORPORA[:1], "methods": why.METHODS[:1], "arms": ("bf16", "fp32 master", "LoRA fp32"),
+        "seeds": why.SEEDS[:1],
+    },
+}  # fmt: skip
+
+
+def collect(
+    corpora: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    seeds: Sequence[int | str] = (),
+    scale: str = "mini",
+    rerun: bool = False,
+    parts: Sequence[str] = (MAIN,),
+    keep: bool = False,
+) -> dict[str, list[Record]]:
+    """The records of every part of the experiment.
+
+    Args:
+        corpora, methods, arms, seeds: of the comparison at equal forgetting; none given: the whole grid of the scale.
+        scale: ``"mini"`` or ``"smoke"``, of which no record is committed and which therefore always runs.
+        rerun: show what was run on this machine, and run what is missing of ``parts``; else the committed records.
+        parts: what ``rerun`` completes: ``"comparison"`` and names of ``PARTS``.
+        keep: write the records of ``parts`` to ``KEPT``, for commit; needs ``rerun`` and the whole grid at mini.
+
+    Returns:
+        Part -> records, in the order of its grid; a part may lack some or all, but the comparison has at least one.
+
+    Raises:
+        ValueError: an unknown name, or ``keep`` of a part of a grid; before any work.
+        LookupError: there is no record of the comparison.
+    """
+    if scale not in models.SIZES:
+        raise unknown("scale of this experiment", scale, models.SIZES)
+    for part in parts:
+        if part not in (MAIN, *PARTS):
+            raise unknown("part", part, (MAIN, *PARTS))
+    asked = {"corpora": corpora, "methods": methods, "arms": whole_names(arms), "seeds": whole_numbers(seeds)}
+    asked = {name: tuple(values) for name, values in asked.items() if values}
+    rerun = rerun or scale == "smoke"
+    if keep and (asked or not rerun or scale != "mini"):
+        given = [*asked, *(["scale"] if scale != "mini" else []), *([] if rerun else ["rerun"])]
+        raise ValueError(
+            f"keep writes the records that are committed, of whole grids at mini that were run here: set rerun, and "
+            f"leave out corpora, methods, arms and seeds (given otherwise: {', '.join(given)})."
+        )
+    grids = {MAIN: why.grid(**GRIDS[scale] | asked, scale=scale)}
+    grids |= {part: grid(scale) for part, grid in PARTS.items()}
+    if rerun:
+        pipeline.run_all([config for part in dict.fromkeys(parts) for config in grids[part]])
+        tidy()
+    stored = records.load_records() if rerun else records.kept(KEPT)
+    found = {part: of_grid(grid, stored) for part, grid in grids.items()}
+    if keep:
+        compared = {record.run for record in found[MAIN]}
+        chosen = {record.run: record for part in parts for record in found[part]}
+        for run, record in chosen.items():
+            records.keep(record, KEPT, (LAYERS,) if run in compared else ())
+        drop_others([config for grid in grids.values() for config in grid])
+        say(f"kept {len(chosen)} records in {KEPT}")
+    if not found[MAIN]:
+        raise LookupError(
+            "no record of the comparison that was asked for is among the committed ones. Make them: "
+            f"{command(MAIN)} (or make why)."
+        )
+    return found
+
+
+def whole_names(arms: Sequence[str]) -> list[str]:
+    """Arms as they are called; a comma inside a name has cut it in two where ``-p`` carried the list as text."""
+    out: list[str] = []
+    for piece in arms:
+        joined = f"{out[-1]}, {piece}" if out else piece
+        if piece not in why.ARMS and joined in why.ARMS:
+            out[-1] = joined
+        else:
+            out.append(piece)
+    return list(dict.fromkeys(out))
+
+
+def whole_numbers(seeds: Sequence[int | str]) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds]
+    except ValueError as error:
+        raise ValueError(f"seeds are {list(seeds)!r}; they must be whole numbers.") from error
+
+
+def of_grid(grid: Sequence[RunConfig], stored: Sequence[Record]) -> list[Record]:
+    """Those of ``stored`` that were run with the configurations of a grid, in its order; of several the last."""
+    by_config = {}
+    for record in stored:
+        with contextlib.suppress(ValueError):  # a run of something else, perhaps by an older version
+            by_config[configuration_of(record)] = record
+    return [by_config[config] for config in grid if config in by_config]
+
+
+def configuration_of(record: Record) -> RunConfig:
+    return RunConfig.from_dict({key: value for key, value in record.config.items() if key != "hash"})
+
+
+def drop_others(declared: Sequence[RunConfig]) -> None:
+    """Remove committed records that no grid asks for any more, and say so."""
+    for record in records.kept(KEPT):
+        if not of_grid(declared, [record]):
+            say(f"{record.path} is of no grid of this experiment now: removed.")
+            record.path.unlink()
+
+
+def command(part: str) -> str:
+    return f"papermill notebooks/04_why.ipynb runs/why.ipynb -p rerun True -p parts {part}"
+
+
+def missing(part: str) -> Markdown:
+    """What a notebook says where a part has no records."""
+    return Markdown(f"There is no record of this part; this makes them: `{command(part)}`")
+
+
+def announce(found: dict[str, list[Record]], scale: str) -> Markdown:
+    """Say on the terminal and in the notebook how many records of each part were read, and where they are."""
+    folders = sorted({_place(record.path) for part in found.values() for record in part})
+    counted = [f"{MAIN} {len(found[MAIN])}"]
+    counted += [f"{part} {len(found[part])} of {len(grid(scale))}" for part, grid in PARTS.items()]
+    text = f"records: {', '.join(counted)}; in {', '.join(folders)}"
+    say(f"\n{text}")
+    return Markdown(text)
+
+
+def _place(path: Path) -> str:
+    """The folder that holds a run's record, from where notebooks are run."""
+    folder = path.parent.parent if path.name == "record.json" else path.parent
+    for home in (paths.root(), Path(__file__).resolve().parent.parent):
+        if folder.is_relative_to(home):
+            return f"`{folder.relative_to(home)}`"
+    return f"`{folder}`"
+
+
+def choice_table() -> pd.DataFrame:
+    """Every attempt at a learning rate and λ, in the order they were made, and how far VerbMem (percent) came."""
+    tried = records.read_json(KEPT.parent / "choice.json")["tried"]
+    return pd.DataFrame(tried)[["method", "adapter", "learning_rate", "retain_weight", "steps", "verbmem"]]
+
+
+# --- tables of the other parts ----------------------------------------------------------------------------------
+
+
+def layers_of(found: Sequence[Record], quantizer: str = LAYERS) -> pd.DataFrame:
+    """``why.layer_table`` of those records that hold counts of layers under a quantizer, which is named beside."""
+    holding = [record for record in found if record.crossings.get(quantizer, {}).get("layers")]
+    return why.layer_table(holding, quantizer).assign(quantizer=quantizer)
+
+
+def factor_table(found: Sequence[Record], factor: str) -> pd.DataFrame:
+    """``why.table`` with one row a run, and a setting beside.
+
+    Args:
+        found: of a part in which one setting is varied.
+        factor: a field of ``RunConfig``, such as ``"lora_alpha"``.
+
+    Returns:
+        The columns of ``why.table`` (of the first quantizer) and ``factor``. Runs without a goal count as having
+        reached it: there is none that they missed.
+    """
+    rows = []
+    for record in found:
+        row = dict(why.table([record]).iloc[0])
+        free = record.config["forget_goal"] is None
+        rows.append(row | {factor: record.config[factor], "reached": free or row["reached"]})
+    return pd.DataFrame(rows)
+
+
+def size_table(found: Sequence[Record]) -> pd.DataFrame:
+    """Sizes of models, and how far their weights moved: a row a run, as ``why_figures.forgetting`` draws it."""
+    rows = []
+    for record in found:
+        run, scale = why.table([record]).iloc[0], record.config["scale"]
+        size = models.sizes(scale)
+        sigma = next(iter(record.extra["prediction"].values()))["sigma"]
+        rows.append({
+            "width": size.hidden, "layers": size.layers, "arm": run["arm"], "seed": run["seed"],
+            "parameters": sum(p.numel() for p in models.without_weights(scale).parameters()),
+            "relative_update": run["update"], "relative_edge": run["edge"] / sigma, "reached": run["reached"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
