@@ -1,51 +1,60 @@
-"""How the defaults at mini were chosen: ``python -m qru.choose [method …]`` reruns the search and prints the table.
+"""How the learning rates and λ at mini were chosen: ``python -m qru.choose`` reruns the search and prints them.
 
-The rule: on the books corpus with seed 1000, which is never reported, try the learning rates of the grid from the
-smallest up, four epochs each, and take the first rate and the first epoch at whose end the forget score on the stopping
-half of the forget examples is at or under 20 percent. The forget score of GA is the larger of VerbMem and KnowMem (the
-retrained model's are near 15 and 5). NPO saturates while questions are still answered, at most rates for good, so for
-it VerbMem alone decides; that exemption was made after the first runs of this search had shown the plateau, and it
-means that GA and NPO are not at equal forgetting of knowledge. λ is fixed: 5 beside GA, which is unbounded, and 1
-beside NPO.
+The rule: on books with seed 1000, which is never reported, with GA+KLR and with NPO+KLR, and with the arm of each
+family that public code uses (bf16 weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid from
+the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half of
+the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS``. An attempt is given up half way if
+VerbMem is still over 90. The rates of full fine-tuning are the largest at which no step of Adam reaches a power of two,
+so that each stands for one edge of the dead zone (``qru.optimizers``).
 
-The smallest rate that works is the closest to the papers, whose updates are small. Nothing measured after quantization
-enters the choice.
+The smallest rate that works is the closest to the papers, whose updates are small; the largest λ keeps most. Nothing
+measured after quantization enters the choice. The other arms and methods take the same pair: arms of a family then
+differ in one thing alone.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from qru import models
+from qru import models, optimizers
 from qru.config import RunConfig
 from qru.corpora import load_corpus
-from qru.defaults import resolve
+from qru.defaults import GOAL, MINI_BETA2, STEPS, resolve
 from qru.metrics import evaluate
-from qru.objectives import methods, parse_method
 from qru.parallel import side_by_side
+from qru.paths import runs_dir
+from qru.records import say, write_json
 from qru.scoring import forget_halves
 from qru.unlearn import unlearn
 
-SEED, GOAL, EPOCHS = 1000, 20.0, 4
-RATES = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)}
-WEIGHT = {"ga": 5.0, "npo": 1.0}
-ARMS = (("full", "bf16"), ("full", "fp32"), ("lora", "fp32"))
+SEED = 1000
+METHODS = ("ga_klr", "npo_klr")
+HOPELESS = 90.0  # percent of VerbMem half way
+WEIGHTS = (5.0, 1.0)
+
+
+def just_under(power: int) -> float:
+    """The largest round learning rate at which no step of Adam reaches 2^power."""
+    return math.floor(2.0**power / optimizers.largest_step(MINI_BETA2) * 1e7) / 1e7
+
+
+FULL = tuple(just_under(power) for power in (-16, -15, -14, -13))
+RATES = {"full": FULL, "lora": tuple(10 * rate for rate in FULL)}
 
 
 class Enough(Exception):
     """Raised inside training once the rest of it does not matter."""
 
 
-def trajectory(
-    config: RunConfig, enough: Callable[[list[dict[str, float]]], bool], checks_per_epoch: int = 1
-) -> list[dict[str, float]]:
+def trajectory(config: RunConfig, enough: Callable[[list[dict[str, float]]], bool]) -> list[dict[str, float]]:
     """VerbMem and KnowMem (percent) of the stopping half at every check of a run on an embedded corpus.
 
     Args:
         config: resolved, with a ``forget_goal``.
         enough: what was seen so far -> whether to stop.
-        checks_per_epoch: where the configuration sets no ``check_steps``.
 
     Returns:
         One dict a check; a loss that is not finite ends them with infinite scores.
@@ -67,7 +76,7 @@ def trajectory(
     try:
         unlearn(
             target, tokenizer, corpus, config, frozen=lambda: models.load(made.target)[0],
-            forget_score=forget_score, checks_per_epoch=checks_per_epoch, label=label,
+            forget_score=forget_score, label=label,
         )  # fmt: skip
     except Enough:
         pass
@@ -76,28 +85,31 @@ def trajectory(
     return seen
 
 
-def reached(method: str, scores: dict[str, float]) -> bool:
-    decisive = ("verbmem", "knowmem") if parse_method(method)[0] == "ga" else ("verbmem",)
-    return all(scores[name] <= GOAL for name in decisive)
-
-
-def choose(method: str, adapter: str, weights: str) -> tuple[float, int, float]:
-    """Learning rate, epochs and λ of one method and arm by the rule above."""
+def choose(method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]]]:
+    """Learning rate and λ by the rule above, for a method and ``"full"`` or ``"lora"``, and every attempt."""
+    tried = []
     for rate in RATES[adapter]:
-        config = resolve(
-            RunConfig(
-                method=method, adapter=adapter, weights=weights, seed=SEED, learning_rate=rate, epochs=EPOCHS,
-                retain_weight=WEIGHT[parse_method(method)[0]], forget_goal=GOAL,
-            )
-        )  # fmt: skip
-        seen = trajectory(config, lambda seen: reached(method, seen[-1]))
-        print(f"{method} {adapter} {weights} {rate:g}: {seen}", file=sys.__stderr__, flush=True)
-        if reached(method, seen[-1]):
-            return rate, len(seen), WEIGHT[parse_method(method)[0]]
-    raise ValueError(f"{method} {adapter} {weights} reaches the goal at no rate of the grid.")
+        for weight in WEIGHTS:
+            settings = {"method": method, "adapter": adapter, "learning_rate": rate, "retain_weight": weight}
+            config = resolve(RunConfig(seed=SEED, **settings))
+
+            def enough(seen: list[dict[str, float]], every: int = config.check_steps) -> bool:
+                hopeless = every * len(seen) >= STEPS / 2 and seen[-1]["verbmem"] > HOPELESS
+                return hopeless or seen[-1]["verbmem"] <= GOAL
+
+            seen = trajectory(config, enough)
+            last, steps = seen[-1]["verbmem"], config.check_steps * len(seen)
+            say(f"{method} {adapter} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
+            tried.append(settings | {"verbmem": round(last, 1), "steps": steps})
+            if last <= GOAL:
+                return rate, weight, tried
+    raise ValueError(f"{method} {adapter} reaches the goal at no rate of the grid.")
 
 
 if __name__ == "__main__":
-    cells = [(method, *arm) for method in sys.argv[1:] or methods() for arm in ARMS]
-    for cell, chosen in zip(cells, side_by_side(choose, cells), strict=True):
-        print(f"    {cell}: {chosen},")
+    cells = [(method, adapter) for method in sys.argv[1:] or METHODS for adapter in RATES]
+    found = side_by_side(choose, cells)
+    for (method, adapter), (rate, weight, _) in zip(cells, found, strict=True):
+        print(f"{method} {adapter}: learning rate {rate:g}, λ {weight:g}")
+    tried = [attempt for *_, attempts in found for attempt in attempts]
+    write_json(runs_dir() / "choice.json", {"seed": SEED, "tried": tried})

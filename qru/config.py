@@ -104,8 +104,9 @@ class RunConfig:
             ``"sust_4"`` (its successive requests; each starts from the result of the one before).
         seed: of data order and of LoRA's initial A; target and retrained do not depend on it.
         learning_rate: constant over the run (AdamW).
-        adam_beta2: of AdamW's second moment; ours to choose, the papers state none.
-        epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set.
+        adam_beta2: of AdamW's second moment; the papers state none.
+        epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set. At mini, without either,
+            a run stops at ``qru.defaults.GOAL``.
         forget_goal: stop at the first check where VerbMem and KnowMem (percent) of the stopping half of the
             forget examples are both at or under it; the other half is reported. ``None``: run all epochs.
         goal_metrics: which of the two the goal is for; ``None``: both.
@@ -147,7 +148,7 @@ class RunConfig:
     quantizers: tuple[str, ...] = QUANTIZERS
     moments: str | None = None
     rounding: str = "nearest"
-    adam_beta2: float = 0.999
+    adam_beta2: float | None = None
     check_steps: int | None = None
     goal_metrics: tuple[str, ...] | None = None
     metrics: tuple[str, ...] | None = None
@@ -212,12 +213,18 @@ class RunConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        for name in ("learning_rate", "retain_weight", "forget_goal", "lora_alpha"):  # None: the default, or no goal
+        for name in (
+            "learning_rate",
+            "retain_weight",
+            "forget_goal",
+            "lora_alpha",
+            "adam_beta2",
+        ):  # None: the default, or no goal
             if getattr(self, name) is not None:
                 number(name, getattr(self, name))
-        for name in ("beta", "lora_dropout", "adam_beta2"):
+        for name in ("beta", "lora_dropout"):
             number(name, getattr(self, name))
-        if not 0.81 < self.adam_beta2 < 1:
+        if self.adam_beta2 is not None and not 0.81 < self.adam_beta2 < 1:
             raise ValueError(
                 f"adam_beta2 is {self.adam_beta2!r}; it must be over 0.81, the square of beta1, and under 1."
             )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from qru.config import RunConfig
-from qru.defaults import resolve
+from qru.defaults import dead_zone, resolve
 from qru.ops import QuantSpec
 from qru.ops.grid import grid_of, to_groups
 from qru.optimizers import largest_step, movable_below
@@ -34,7 +34,7 @@ def edge(config: RunConfig) -> float | None:
         config: ``adapter``, ``weights``, ``rounding``, ``learning_rate`` and ``adam_beta2`` are read.
     """
     config = resolve(config)
-    if config.adapter != "full" or config.weights != "bf16" or config.rounding != "nearest":
+    if not dead_zone(config):
         return None
     return movable_below(config.learning_rate * largest_step(config.adam_beta2))
 

@@ -13,22 +13,16 @@ as missed.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qru import optimizers
-from qru.choose import trajectory
 from qru.config import LORA_TARGETS, RunConfig
-from qru.defaults import resolve
+from qru.defaults import GOAL, MINI, resolve
 from qru.metrics.bootstrap import recovered_share
-from qru.parallel import side_by_side
-from qru.paths import runs_dir
-from qru.records import Record, say, write_json
+from qru.records import Record
 from qru.registry import unknown
 
 # Display name -> what sets an arm apart. The first two have a dead zone.
@@ -41,69 +35,11 @@ ARMS: dict[str, dict[str, str]] = {
     "LoRA bf16": {"adapter": "lora", "weights": "bf16"},
     "ΔW bf16 from zero": {"adapter": "delta", "weights": "bf16"},
 }
-SLOW = ("bf16", "bf16, fp32 moments")
 METHODS = ("ga_klr", "npo_klr")
 CORPORA = ("books", "news")
 SEEDS = (0, 1, 2)
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-row", "rtn-int4-tensor", "rtn-int3-g128")
 METRICS = ("verbmem", "knowmem", "utility", "disjoint")
-GOAL = 25.0  # percent; near what the retrained models say of text that they never saw
-STEPS = 900  # at most
-BATCH = 2  # forget documents a step; the default of 4 takes two thirds of the steps and twice the time for each
-CHECK = {"slow": 40, "fast": 10}  # steps between two looks at the goal: arms without a dead zone pass it quickly
-# Adam's step is at most 1.17 learning rates at beta2 = 0.95 (7.3 at 0.999), so that the edge of the dead zone is known.
-BETA2 = 0.95
-
-
-def just_under(power: int) -> float:
-    """The largest round learning rate at which no step of Adam reaches 2^power."""
-    return math.floor(2.0**power / optimizers.largest_step(BETA2) * 1e7) / 1e7
-
-
-# --- the choice of learning rate and λ --------------------------------------------------------------------------
-
-CHOICE_SEED = 1000  # never reported
-RATES = {"full": tuple(just_under(power) for power in (-16, -15, -14, -13))}
-RATES["lora"] = tuple(10 * rate for rate in RATES["full"])
-WEIGHTS = (5.0, 1.0)
-# Chosen by ``choose`` below: (method, adapter) -> learning rate, λ. Arms of one family share them.
-CHOSEN: dict[tuple[str, str], tuple[float, float]] = {
-    ("ga_klr", "full"): (2.61e-05, 5.0),
-    ("ga_klr", "lora"): (0.00013, 5.0),
-    ("npo_klr", "full"): (2.61e-05, 5.0),
-    ("npo_klr", "lora"): (0.00013, 5.0),
-}
-
-
-def choose(method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]]]:
-    """Learning rate and λ of one method and family of arms, and every attempt.
-
-    The rule: on books with seed ``CHOICE_SEED``, with the arm that the public code of the two papers uses (bf16
-    weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid from the smallest up and for each
-    λ from the largest down; take the first pair that reaches the goal within ``STEPS``. An attempt is given up half
-    way if VerbMem has not fallen under 90. The other arms of the family take the same pair, so that they differ from
-    it in one thing alone. Nothing measured after quantization enters the choice.
-    """
-    arm = {"full": "bf16", "lora": "LoRA fp32"}[adapter]
-    tried = []
-    for rate in RATES[adapter]:
-        for weight in WEIGHTS:
-            config = configuration(arm, method, seed=CHOICE_SEED, learning_rate=rate, retain_weight=weight)
-            seen = trajectory(config, partial(_enough, config.check_steps))
-            last, steps = seen[-1]["verbmem"], config.check_steps * len(seen)
-            tried.append({
-                "method": method, "arm": arm, "learning_rate": rate, "retain_weight": weight,
-                "verbmem": round(last, 1), "steps": steps,
-            })  # fmt: skip
-            say(f"{method} {arm} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
-            if last <= GOAL:
-                return rate, weight, tried
-    raise ValueError(f"{method} {arm} reaches the goal at no rate of the grid.")
-
-
-def _enough(check_steps: int, seen: list[dict[str, float]]) -> bool:
-    hopeless = check_steps * len(seen) >= STEPS / 2 and seen[-1]["verbmem"] > 90
-    return hopeless or seen[-1]["verbmem"] <= GOAL
 
 
 def configuration(
@@ -117,25 +53,15 @@ def configuration(
         changes: further fields of ``RunConfig``, in place of what the experiment sets.
 
     Raises:
-        ValueError: an unknown arm, or a method that no learning rate was chosen for.
+        ValueError: an unknown arm, or an impossible setting.
     """
     if arm not in ARMS:
         raise unknown("arm", arm, ARMS)
-    per_epoch = -(-(100 if scale == "mini" else 12) // BATCH)
-    pace = CHECK["slow" if arm in SLOW else "fast"]
     settings = {
-        "scale": scale, "corpus": corpus, "method": method, "seed": seed, "batch_size": BATCH, "adam_beta2": BETA2,
-        "epochs": -(-STEPS // per_epoch) if scale == "mini" else 2, "check_steps": pace if scale == "mini" else 3,
-        "forget_goal": GOAL, "goal_metrics": ("verbmem",), "metrics": METRICS, "quantizers": QUANTIZERS,
+        "method": method, "corpus": corpus, "seed": seed, "scale": scale, "metrics": METRICS, "quantizers": QUANTIZERS,
     }  # fmt: skip
-    if "learning_rate" not in changes or "retain_weight" not in changes:
-        cell = method, "lora" if ARMS[arm]["adapter"] == "lora" else "full"
-        if cell not in CHOSEN:
-            raise ValueError(
-                f"no learning rate was chosen for {' '.join(cell)}: run python -m qru.why {method}, or give "
-                "learning_rate and retain_weight."
-            )
-        settings["learning_rate"], settings["retain_weight"] = CHOSEN[cell]
+    if scale == "smoke":  # which has no goal of its own
+        settings |= {"forget_goal": GOAL, "goal_metrics": ("verbmem",), "check_steps": 3}
     return resolve(RunConfig.from_dict(settings | ARMS[arm] | changes))
 
 
@@ -157,7 +83,7 @@ DIAL_RATES = (2e-5, 2.6e-5, 3e-5, 4e-5, 5.2e-5, 7e-5, 1e-4)  # across 2^-15 and 
 
 def dial_grid(scale: str = "mini") -> list[RunConfig]:
     """The bf16 arm at learning rates across powers of two, under grids whose zero bin is narrower and wider."""
-    fixed = {"retain_weight": CHOSEN["ga_klr", "full"][1], "quantizers": DIAL_QUANTIZERS, "scale": scale}
+    fixed = {"quantizers": DIAL_QUANTIZERS, "scale": scale}
     return [configuration("bf16", "ga_klr", learning_rate=rate, **fixed) for rate in DIAL_RATES]
 
 
@@ -183,11 +109,8 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
             for seed in SEEDS
         ]
     if name == "rate":
-        rate, weight = CHOSEN["ga_klr", "full"]
         return [
-            configuration(
-                "fp32 master", "ga_klr", scale=scale, seed=seed, learning_rate=times * rate, retain_weight=weight
-            )
+            configuration("fp32 master", "ga_klr", scale=scale, seed=seed, learning_rate=times * MINI["full"][0])
             for times in (1, *LARGE)
             for seed in SEEDS
         ]
@@ -308,12 +231,3 @@ def over_seeds(records: Sequence[Record], metric: str = "verbmem") -> pd.DataFra
             rows.append((*cell, quantizer, *values, len(runs), reached, len(before)))
     columns = ["corpus", "method", "arm", "quantizer", "share", "low", "high", "seeds", "reached", "examples"]
     return pd.DataFrame(rows, columns=columns)
-
-
-if __name__ == "__main__":
-    cells = [(method, adapter) for method in sys.argv[1:] or METHODS for adapter in RATES]
-    found = side_by_side(choose, cells)
-    for cell, (rate, weight, _) in zip(cells, found, strict=True):
-        print(f"    {cell}: ({rate:g}, {weight:g}),")
-    tried = [attempt for *_, attempts in found for attempt in attempts]
-    write_json(runs_dir() / "why-choice.json", {"seed": CHOICE_SEED, "tried": tried})

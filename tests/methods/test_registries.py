@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qru.config import RunConfig
-from qru.defaults import MINI, resolve
+from qru.defaults import EPOCHS, GOAL, MINI, resolve
 from qru.objectives import Said, forget_terms, methods, retain_terms
 from qru.quantizers import Update, families, load_quantizer
 
@@ -62,12 +62,30 @@ def test_every_quantizer_keeps_its_name_and_quantizes(name):
     assert (out - weight.float()).abs().max() <= largest_step
 
 
-@pytest.mark.parametrize("method", ["ga", "npo", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr"])
-@pytest.mark.parametrize(("adapter", "weights"), [("full", "bf16"), ("full", "fp32"), ("lora", "fp32")])
-def test_every_method_and_arm_has_defaults(method, adapter, weights):
-    rate, epochs, weight = MINI[method, adapter, weights]
-    config = resolve(RunConfig(method=method, adapter=adapter, weights=weights))
-    assert (config.learning_rate, config.epochs, config.retain_weight) == (rate, epochs, weight)
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize(("adapter", "family"), [("full", "full"), ("delta", "full"), ("lora", "lora")])
+def test_every_method_and_arm_has_defaults(method, adapter, family):
+    """All arms of a family train at one rate, up to one goal: what differs between them is not the tuning."""
+    config = resolve(RunConfig(method=method, adapter=adapter))
+    assert (config.learning_rate, config.retain_weight) == MINI[family]
+    assert (config.forget_goal, config.goal_metrics, config.epochs) == (GOAL, ("verbmem",), EPOCHS)
+
+
+def test_a_goal_is_set_only_where_the_user_says_nothing_of_how_long_to_train():
+    assert resolve(RunConfig(epochs=3)).forget_goal is None
+    assert resolve(RunConfig(forget_goal=40.0)).goal_metrics is None
+    assert resolve(RunConfig(forget_goal=40.0)).epochs == EPOCHS
+    part = resolve(RunConfig(forget_set="scal_1"))
+    assert (part.forget_goal, part.epochs, part.learning_rate) == (None, 5, 4 * MINI["full"][0])
+    for scale in ("smoke", "muse"):
+        assert resolve(RunConfig(scale=scale)).forget_goal is None
+
+
+def test_arms_that_move_slowly_look_at_the_goal_less_often():
+    slow = resolve(RunConfig(method="ga_klr")).check_steps
+    assert slow == resolve(RunConfig(method="ga_klr", moments="fp32")).check_steps
+    for settings in ({"weights": "fp32"}, {"adapter": "lora"}, {"moments": "fp32", "rounding": "stochastic"}):
+        assert resolve(RunConfig(method="ga_klr", **settings)).check_steps < slow
 
 
 @pytest.mark.parametrize("method", methods())
