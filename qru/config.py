@@ -12,6 +12,7 @@ from typing import Any
 from qru.registry import unknown
 
 SCALES = ("smoke", "mini", "muse")
+SIZED = ("mini-128x4", "mini-256x8")  # mini in all but the width and depth of its models
 ADAPTERS = ("full", "lora", "delta")
 WEIGHTS = ("bf16", "fp32")
 GOAL_METRICS = ("verbmem", "knowmem")
@@ -36,6 +37,11 @@ def digest(value: Any) -> str:
 def choice(kind: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise unknown(kind, value, known)
+
+
+def regime(scale: str) -> str:
+    """The scale whose corpora and settings hold: ``"mini"`` for ``"mini-256x8"``."""
+    return scale.partition("-")[0]
 
 
 def number(name: str, value: object) -> None:
@@ -93,7 +99,8 @@ class RunConfig:
         rounding: of a stepped bf16 weight: ``"nearest"``, or ``"stochastic"`` (with ``moments="fp32"``).
         corpus: what ``load_corpus`` takes: ``"books"`` or ``"news"`` (embedded), a folder, or a Hub id such as
             ``"muse-bench/MUSE-Books"``.
-        scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else.
+        scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else. ``"mini-128x4"`` and
+            ``"mini-256x8"`` are mini with models of another width × depth.
         target, retrained: the model to unlearn from and the one that never saw the forget set: local folders, or Hub
             ids, optionally with a revision (``"id@revision"``). ``None``: the embedded models; for MUSE's own corpora
             at ``"muse"``, its authors' models at pinned revisions.
@@ -178,7 +185,7 @@ class RunConfig:
         if not isinstance(self.chat_template, bool):
             raise ValueError(f"chat_template is {self.chat_template!r}; it must be true or false.")
         choice("adapter", self.adapter, ADAPTERS)
-        choice("scale", self.scale, SCALES)
+        choice("scale", self.scale, (*SCALES, *SIZED))
         choice("lora_targets", self.lora_targets, LORA_TARGETS)
         choice("forget_set", self.forget_set, FORGET_SETS)
         if self.forget_set != WHOLE and self.forget_goal is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qru.config import WHOLE, RunConfig
+from qru.config import WHOLE, RunConfig, regime
 from qru.objectives import parse_method
 
 # --- mini: one regime for every arm, in which the arms can be compared at equal forgetting ------------------------
@@ -111,7 +111,7 @@ def _training(config: RunConfig) -> tuple[float, int, float]:
     """Learning rate, epochs and λ of a scale, method and arm."""
     if config.scale == "smoke":  # nothing is learned there; any method runs, also one that was added just now
         return SMOKE
-    if config.scale == "mini":
+    if regime(config.scale) == "mini":
         rate, weight = MINI[family(config.adapter)]
         return (rate, EPOCHS, weight) if config.forget_set == WHOLE else (PARTS_RATE * rate, PARTS_EPOCHS, weight)
     if config.method in MUSE:
@@ -145,7 +145,7 @@ def resolve(config: RunConfig) -> RunConfig:
     rank, alpha = _lora(config)
     if config.scale == "muse" and config.target is None and (known := hub_corpus(config.corpus)):
         config = replace(config, **MUSE_MODELS[known])
-    mini = config.scale == "mini"
+    mini = regime(config.scale) == "mini"
     if mini and config.epochs is None and config.forget_goal is None and config.forget_set == WHOLE:
         config = replace(config, forget_goal=GOAL, goal_metrics=config.goal_metrics or ("verbmem",))
     if mini and config.forget_goal is not None and config.check_steps is None:
@@ -157,7 +157,7 @@ def resolve(config: RunConfig) -> RunConfig:
         adam_beta2=(MINI_BETA2 if mini else BETA2) if config.adam_beta2 is None else config.adam_beta2,
         epochs=epochs if config.epochs is None else config.epochs,
         retain_weight=weight if config.retain_weight is None else config.retain_weight,
-        batch_size=BATCH_SIZE[config.scale] if config.batch_size is None else config.batch_size,
+        batch_size=BATCH_SIZE[regime(config.scale)] if config.batch_size is None else config.batch_size,
         lora_rank=rank if config.lora_rank is None else config.lora_rank,
         lora_alpha=alpha if config.lora_alpha is None else float(config.lora_alpha),
     )

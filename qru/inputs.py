@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qru import checkpoint, models
-from qru.config import RunConfig
+from qru.config import RunConfig, regime
 from qru.corpora import REVISIONS, Corpus, load_corpus
 from qru.corpora.corpus import registry
 from qru.defaults import hub_corpus, resolve
@@ -122,7 +122,7 @@ def _check_has_models(config: RunConfig) -> None:
     known = hub_corpus(config.corpus)
     if config.corpus not in registry and not known and not Path(config.corpus).expanduser().exists():
         load_corpus(config.corpus)  # raises, with the nearest name
-    if config.target is None and (config.corpus not in registry or config.scale not in models.SIZES):
+    if config.target is None and (config.corpus not in registry or regime(config.scale) not in models.SIZES):
         hint = f" At scale 'muse' {known} brings its authors' models." if known and config.scale != "muse" else ""
         raise ValueError(
             f"corpus {config.corpus!r} at scale {config.scale!r} has no embedded models: give target and retrained, a "
@@ -138,7 +138,7 @@ def corpus_of(name: str, scale: str) -> Corpus:
     repository, _, revision = name.partition("@")
     if repository in REVISIONS:
         return load_corpus(repository, revision=revision or None)
-    return load_corpus(name, scale=scale if scale in models.SIZES else "mini")
+    return load_corpus(name, scale=regime(scale) if regime(scale) in models.SIZES else "mini")
 
 
 def _checked(config: RunConfig, made: models.Checkpoints | None) -> RunConfig:

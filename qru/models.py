@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from qru import checkpoint, loop, paths, processes, records
 from qru.checkpoint import vocabulary_digest
-from qru.config import RunConfig, digest
+from qru.config import SIZED, RunConfig, digest, regime
 from qru.corpora import Corpus, load_corpus
 from qru.optimizers import BETA1, StoredBf16AdamW
 from qru.parallel import side_by_side, threads
@@ -75,8 +75,8 @@ SIZES = {
 
 # mini's models at other widths and depths, for the question how what is found at mini changes with size.
 OTHER_SIZES = {
-    "mini-128x4": replace(SIZES["mini"], hidden=128, heads=2, intermediate=384),
-    "mini-256x8": replace(SIZES["mini"], layers=8),
+    SIZED[0]: replace(SIZES["mini"], hidden=128, heads=2, intermediate=384),
+    SIZED[1]: replace(SIZES["mini"], layers=8),
 }
 
 TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
@@ -89,7 +89,8 @@ CONTEXT = {scale: size.context for scale, size in SIZES.items()} | {"muse": 2048
 def context(model: torch.nn.Module, scale: str) -> int:
     """Longest training row of a model at a scale, in tokens."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(CONTEXT[scale], positions or CONTEXT[scale])
+    longest = CONTEXT[regime(scale)]
+    return min(longest, positions or longest)
 
 
 def sizes(scale: str) -> Sizes:

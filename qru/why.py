@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qru.config import LORA_TARGETS, RunConfig
-from qru.defaults import GOAL, MINI, resolve
+from qru.config import LORA_TARGETS, SIZED, RunConfig
+from qru.defaults import EPOCHS, GOAL, MINI, resolve
 from qru.metrics.bootstrap import recovered_share
 from qru.records import Record
 from qru.registry import unknown
@@ -115,6 +115,20 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
             for seed in SEEDS
         ]
     raise unknown("slice", name, ("alpha", "layers", "rate"))
+
+
+def size_grid(scale: str = "mini") -> list[RunConfig]:
+    """What forgetting takes in models of other width and depth, and where the edge then lies.
+
+    At the chosen rate, and at half of it with twice the steps, where the edge lies one power of two lower.
+    """
+    small = {"learning_rate": MINI["full"][0] / 2, "epochs": 2 * EPOCHS, "forget_goal": GOAL}
+    small["goal_metrics"] = ("verbmem",)
+    return [
+        configuration(arm, "ga_klr", scale=size, **changes)
+        for size in ((SIZED[0], scale, SIZED[1]) if scale == "mini" else (scale,))
+        for arm, changes in (("bf16", {}), ("fp32 master", {}), ("bf16", small))
+    ]
 
 
 def arm_of(config: dict[str, Any]) -> str:
