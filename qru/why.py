@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from qru.config import LORA_TARGETS, SIZED, RunConfig
-from qru.defaults import EPOCHS, GOAL, MINI, resolve
+from qru.defaults import GOAL, MINI, resolve
 from qru.metrics.bootstrap import recovered_share
 from qru.records import Record
 from qru.registry import unknown
@@ -117,12 +117,16 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
     raise unknown("slice", name, ("alpha", "layers", "rate"))
 
 
+LONG = 80  # epochs, at most: four thousand steps
+
+
 def size_grid(scale: str = "mini") -> list[RunConfig]:
     """What forgetting takes in models of other width and depth, and where the edge then lies.
 
-    At the chosen rate, and at half of it with twice the steps, where the edge lies one power of two lower.
+    At the chosen rate, and at half of it, where the edge lies one power of two lower, inside the zero bins of plain
+    4-bit groups; there with as many steps as it may take.
     """
-    small = {"learning_rate": MINI["full"][0] / 2, "epochs": 2 * EPOCHS, "forget_goal": GOAL}
+    small = {"learning_rate": MINI["full"][0] / 2, "epochs": LONG, "forget_goal": GOAL}
     small["goal_metrics"] = ("verbmem",)
     return [
         configuration(arm, "ga_klr", scale=size, **changes)

@@ -17,7 +17,7 @@ def test_a_misspelt_parameter_names_the_nearest():
     [
         ({"adapter": "lorra"}, "Did you mean 'lora'"),
         ({"scale": "maxi"}, "Did you mean 'mini'"),
-        ({"scale": "big"}, "Known: mini, muse, smoke"),
+        ({"scale": "big"}, "Known: mini, mini-128x4, mini-256x8, muse, smoke"),
         ({"method": None}, "method is None"),
         ({"corpus": 3}, "corpus is 3"),
         ({"weights": "fp16"}, "bf16, fp32"),
