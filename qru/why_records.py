@@ -103,6 +103,12 @@ def collect(
     return found
 
 
+def committed() -> list[Record]:
+    """The committed records of the whole comparison; none if there are none."""
+    stored = records.kept(KEPT)
+    return of_grid(why.grid(**GRIDS["mini"]), stored) if stored else []
+
+
 def whole_names(arms: Sequence[str]) -> list[str]:
     """Arms as they are called; a comma inside a name has cut it in two where ``-p`` carried the list as text."""
     out: list[str] = []
