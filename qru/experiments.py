@@ -1,4 +1,4 @@
-"""``experiments.yaml`` -> the runs and artefacts of one scale; every name is checked before anything starts."""
+"""``experiments.yaml`` -> the runs and artefacts of one scale and grid; all is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ import yaml
 
 from qru.config import SCALES, RunConfig, choice, digest
 from qru.notebook import checked, declared_parameters
-from qru.records import load_record, read_json, say, write_json
+from qru.records import SECTIONS, load_record, read_json, say, slim, write_json
 from qru.registry import unknown
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-RUN = NOTEBOOKS / "02_unlearn.ipynb"
+PACKAGE = Path(__file__).resolve().parent
+NOTEBOOKS = PACKAGE.parent / "notebooks"
+RUN = "02_unlearn"
+GRIDS = ("core", "full")
 KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".svg"))}
-TOP = ("defaults", "experiments", "artefacts")
-EXPERIMENT = ("why", "each", "smoke")
+DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
+TOP = ("defaults", "corpora", "experiments", "artefacts", "facts")
+EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "alone")
 ARTEFACT = ("why", "experiments", "parameters")
 
 
@@ -32,42 +36,69 @@ class Cell:
     """One run.
 
     Attributes:
-        name: of its record and notebook; it holds a digest of the resolved configuration, so a changed setting is
+        name: of its record and executed notebook; it holds a digest of the configuration, so a changed setting is
             another run.
-        parameters: of ``02_unlearn.ipynb``, only those that the file sets.
-        config: the same with every default filled in, as the record will have it.
+        notebook: that makes it.
+        folder: of ``paper/records``, where its record is kept.
+        parameters: of the notebook, only those that the file sets.
+        config: what the record must say of itself.
+        layers: quantizers under which the record keeps the counts of every layer.
+        alone: nothing else runs beside it, because it measures time.
     """
 
     name: str
+    notebook: str
+    folder: str
     parameters: dict[str, Any]
     config: dict[str, Any]
+    layers: tuple[str, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One table or figure: its notebook, where it goes, and the runs that it shows."""
+    """One table or figure.
+
+    Attributes:
+        notebook: that draws it.
+        stem, files: where it goes, below ``paper``.
+        drawing: modules of the package that draw it.
+        parameters: of the notebook.
+        cells: runs that it shows, by name.
+        folders: of ``paper/records``, whose committed records it shows.
+    """
 
     notebook: str
     stem: str
     files: tuple[str, ...]
+    drawing: tuple[str, ...]
     parameters: dict[str, Any]
     cells: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything one build makes: ``cells`` and ``artefacts`` by name."""
+    """Everything one build makes.
+
+    Attributes:
+        cells, artefacts: by name.
+        facts: names of the runs that the numbers in the text are of.
+    """
 
     cells: dict[str, Cell]
     artefacts: dict[str, Artefact]
+    facts: tuple[str, ...]
 
 
-def plan(path: Path, scale: str, kept: Path | None = None) -> Plan:
+def plan(path: Path, scale: str, grid: str = "core", fresh: bool = False, kept: Path | None = None) -> Plan:
     """Read and check the declared experiments.
 
     Args:
         path: of ``experiments.yaml``.
-        scale: ``"smoke"`` (one cell an experiment) or ``"mini"``.
+        scale: ``"smoke"`` (one run an experiment), ``"mini"`` or ``"muse"``.
+        grid: ``"core"``, or ``"full"`` with what the file keeps for it.
+        fresh: with the runs that make committed records anew (at mini; those of another scale would not replace them).
         kept: file that remembers the plan, so that reading it again needs no import of torch; it holds for one state
             of the declaration and of the package.
 
@@ -75,8 +106,9 @@ def plan(path: Path, scale: str, kept: Path | None = None) -> Plan:
         ValueError: an unknown or impossible name or value (names file, line and experiment).
     """
     choice("scale", scale, SCALES)
-    sources = [path, *sorted(Path(__file__).parent.rglob("*.py")), *sorted(NOTEBOOKS.glob("*.ipynb"))]
-    key = digest([scale, *(source.read_text() for source in sources)])
+    choice("grid", grid, GRIDS)
+    sources = [path, *sorted(PACKAGE.rglob("*.py")), *sorted(NOTEBOOKS.glob("*.ipynb"))]
+    key = digest([scale, grid, fresh, *(source.read_text() for source in sources)])
     if kept and kept.is_file():
         try:
             found = read_json(kept)
@@ -86,35 +118,57 @@ def plan(path: Path, scale: str, kept: Path | None = None) -> Plan:
             return Plan(
                 {name: Cell(**cell) for name, cell in found["cells"].items()},
                 {name: Artefact(**artefact) for name, artefact in found["artefacts"].items()},
+                tuple(found["facts"]),
             )
-    made = _plan(path, scale)
+    made = _plan(path, scale, grid, fresh)
     if kept:
         write_json(kept, {"key": key} | asdict(made))
     return made
 
 
-def _plan(path: Path, scale: str) -> Plan:
+def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
     declared, lines = _read(path)
+    corpora = declared["corpora"].get(scale, {})
     cells: dict[str, Cell] = {}
-    of_experiment: dict[str, list[str]] = {}
+    shown: dict[str, tuple[list[str], list[str]]] = {}  # experiment -> runs, folders of committed records
     for name, entry in declared["experiments"].items():
-        where = f"{path}:{lines['experiments', name]}: experiment {name!r}"
         try:
-            found = _cells(declared["defaults"], entry, scale)
+            found = _cells(declared["defaults"], entry, scale, grid, corpora)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        cells |= {cell.name: cell for cell in found}
-        of_experiment[name] = [cell.name for cell in found]
+            raise ValueError(f"{path}:{lines['experiments', name]}: experiment {name!r}: {error}") from error
+        shown[name] = ([], [])
+        if entry.get("grid") == "full" and grid != "full":
+            continue
+        if "records" in entry:
+            shown[name][1].append(entry["records"])
+            if not (fresh and scale == "mini"):
+                continue
+        else:
+            shown[name][0].extend(cell.name for cell in found)
+        for cell in found:
+            known = cells.get(cell.name, cell)
+            layers = dict.fromkeys([*known.layers, *cell.layers])
+            cells[cell.name] = Cell(**asdict(cell) | {"layers": tuple(layers)})
     artefacts = {}
     for name, entry in declared["artefacts"].items():
         try:
-            artefacts[name] = _artefact(name, entry, of_experiment)
+            made = _artefact(name, entry, shown)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{lines['artefacts', name]}: artefact {name!r}: {error}") from error
-    return Plan(cells, artefacts)
+        if made.cells or made.folders:  # else it shows what another grid has
+            artefacts[name] = made
+    of_facts = declared.get("facts", list(shown))
+    for name in of_facts:
+        if name not in shown:
+            raise ValueError(f"{path}:{lines['facts',]}: facts: {unknown('experiment', name, shown)}")
+    return Plan(cells, artefacts, _union(shown[name][0] for name in of_facts))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], int]]:
+def _union(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(parts)))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """The file as dicts, and the line of every experiment and artefact; a key given twice is refused."""
     text = path.read_text()
     try:
@@ -148,34 +202,110 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], int]]:
                     raise ValueError(f"{path}:{lines[section, name, key]}: {name!r}: {unknown('key', key, known)}")
             if not entry.get("why"):
                 raise ValueError(f"{path}:{lines[section, name]}: {name!r} does not say why it is there (`why:`).")
-    declared.setdefault("defaults", {})
+    for section in ("defaults", "corpora"):
+        declared.setdefault(section, {})
     return declared, lines
 
 
-def _cells(defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: str) -> list[Cell]:
-    """Every combination of an experiment's values, all of them checked; at smoke one, that it names or the first."""
-    each = {key: value if isinstance(value, list) else [value] for key, value in entry["each"].items()}
-    values = [dict(defaults) | dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*each.values())]
-    cells = [_cell(one, scale) for one in values]
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _settings(key: str, value: Any) -> dict[str, Any]:
+    """What one value sets: the parameter of its key, or, if it is a mapping, all that it names."""
+    return value if isinstance(value, dict) else {key: value}
+
+
+def combinations(defaults: Mapping[str, Any], entry: Mapping[str, Any], grid: str = "core") -> list[dict[str, Any]]:
+    """The settings of an experiment's runs.
+
+    Args:
+        defaults: what holds unless the experiment says otherwise.
+        entry: its ``each`` (every combination is a run), ``slices`` (around each of these runs, every value in turn
+            while the others stay) and ``full`` (further values of either, for ``grid="full"``).
+        grid: ``"core"`` or ``"full"``.
+
+    Returns:
+        One dict a run; the same may occur twice.
+    """
+    parts = {part: {key: _listed(value) for key, value in entry.get(part, {}).items()} for part in ("each", "slices")}
+    for key, more in entry.get("full", {}).items():
+        part = "slices" if key in parts["slices"] else "each"
+        if key not in parts[part] and key not in defaults:
+            raise ValueError(f"full has more values of {key!r}, which is neither in each, in slices nor in defaults.")
+        if grid == "full":
+            parts[part][key] = [*parts[part].get(key, _listed(defaults.get(key))), *_listed(more)]
+    found = []
+    for chosen in itertools.product(*parts["each"].values()):
+        centre = dict(defaults)
+        for key, value in zip(parts["each"], chosen, strict=True):
+            centre |= _settings(key, value)
+        found.append(centre)
+        found += [centre | _settings(key, value) for key, values in parts["slices"].items() for value in values]
+    return found
+
+
+def _cells(
+    defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: str, grid: str, corpora: Mapping[str, str]
+) -> list[Cell]:
+    """An experiment's runs, all of them checked; at smoke one, that it names or the first."""
+    choice("grid", entry.get("grid", "core"), GRIDS)
+    if not {"each", "slices", "notebook"} & set(entry):
+        if "records" not in entry:
+            raise ValueError("it says neither what it runs (each:) nor which committed records it shows (records:).")
+        return []
+    notebook = entry.get("notebook", RUN)
+    if not (NOTEBOOKS / f"{notebook}.ipynb").is_file():
+        raise unknown("notebook", notebook, [path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")])
+    if notebook != RUN:
+        declared = notebook_parameters(notebook)
+        defaults = {key: value for key, value in defaults.items() if key in declared}
+    values = combinations(defaults, entry, grid)
     wanted = entry.get("smoke", {})
-    matching = [
-        cell for one, cell in zip(values, cells, strict=True) if all(one.get(key) == wanted[key] for key in wanted)
-    ]
+    matching = [i for i, one in enumerate(values) if all(one.get(key) == wanted[key] for key in wanted)]
+    more = {
+        "notebook": notebook,
+        "folder": entry.get("records", scale),
+        "layers": tuple(_listed(entry.get("layers", []))),
+        "alone": bool(entry.get("alone")),
+    }
+    for one in values:
+        if one.get("corpus") in corpora:
+            one["corpus"] = corpora[one["corpus"]]
+    cells = [Cell(**(_unlearning if notebook == RUN else _of_notebook)(one, scale, notebook), **more) for one in values]
+    for cell in cells:
+        for name in cell.layers if notebook == RUN else ():
+            if name not in cell.config["quantizers"]:
+                raise unknown("quantizer of its runs", name, cell.config["quantizers"])
     if not matching:
         raise ValueError(f"smoke asks for {wanted}, which is none of its runs.")
-    return matching[:1] if scale == "smoke" else cells
+    return [cells[matching[0]]] if scale == "smoke" else cells
 
 
-def notebook_parameters(path: Path) -> dict[str, tuple[str, Any]]:
+def _sources(notebook: str) -> list[tuple[list[str], str]]:
+    """Tags and source of every code cell."""
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
+    return [(c["metadata"].get("tags", []), "".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+
+
+def notebook_parameters(notebook: str) -> dict[str, tuple[str, Any]]:
     """name -> (type name, default) of a notebook's parameters cell."""
-    cells = json.loads(path.read_text())["cells"]
-    for cell in cells:
-        if "parameters" in cell["metadata"].get("tags", []):
-            return declared_parameters("".join(cell["source"])) or {}
+    for tags, source in _sources(notebook):
+        if "parameters" in tags:
+            return declared_parameters(source) or {}
     return {}
 
 
-def _checked(values: Mapping[str, Any], notebook: Path, also: tuple[str, ...] = ()) -> dict[str, Any]:
+def drawing(notebook: str) -> tuple[str, ...]:
+    """Modules of the package that an artefact's notebook draws by: those that it names, and ``DRAWING``."""
+    code = "\n".join(source for _, source in _sources(notebook))
+    named = set(re.findall(r"^\s*from qru\.(\w+)", code, flags=re.MULTILINE))
+    for names in re.findall(r"^\s*from qru import (.+)$", code, flags=re.MULTILINE):
+        named |= set(re.findall(r"\w+", names))
+    return tuple(sorted({*DRAWING, *(name for name in named if (PACKAGE / f"{name}.py").is_file())}))
+
+
+def _checked(values: Mapping[str, Any], notebook: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
     """Values in the types that a notebook declares; ``1e-4``, which YAML reads as text, is taken as a number."""
     declared = notebook_parameters(notebook)
     out = {}
@@ -196,7 +326,8 @@ def _check_corpus(name: str, scale: str) -> None:
     load_corpus(name, scale=scale)
 
 
-def _cell(values: dict[str, Any], scale: str) -> Cell:
+def _unlearning(values: dict[str, Any], scale: str, notebook: str) -> dict[str, Any]:
+    """Name, parameters and configuration of one run of the main notebook."""
     # Imported late: a plan that is remembered needs neither torch nor the corpora.
     from qru.arms import arm
     from qru.defaults import resolve
@@ -205,66 +336,127 @@ def _cell(values: dict[str, Any], scale: str) -> Cell:
     values = dict(values)
     if "arm" in values:
         values |= {key: value for key, value in arm(values.pop("arm")).items() if value is not None}
-    values = _checked(values, RUN, also=("arm",))
+    values = _checked(values, notebook, also=("arm",))
     resolved = resolve(RunConfig.from_dict(values | {"scale": scale}))
     for name in resolved.quantizers:
         load_quantizer(name)
-    _check_corpus(resolved.corpus, scale)
-    config = resolved.to_dict()
-    name = "-".join((resolved.corpus, scale, resolved.method, resolved.adapter, str(resolved.weights)))
-    return Cell(f"{name}-s{resolved.seed}-{digest(config)[:8]}", values | {"scale": scale, "beside": []}, config)
+    if scale != "muse":  # there they may have to be fetched: the run itself says what it lacks
+        _check_corpus(resolved.corpus, scale)
+    config = resolved.identity()
+    corpus = resolved.corpus.rpartition("/")[2]
+    parts = (corpus, scale, resolved.method, resolved.adapter, str(resolved.weights), f"s{resolved.seed}")
+    return {
+        "name": "-".join([*parts, digest(config)[:8]]),
+        "parameters": values | {"scale": scale, "beside": []},
+        "config": config,
+    }
 
 
-def _artefact(name: str, entry: Mapping[str, Any], of_experiment: Mapping[str, list[str]]) -> Artefact:
+def _of_notebook(values: dict[str, Any], scale: str, notebook: str) -> dict[str, Any]:
+    """The same of a run of another notebook."""
+    values = _checked(values, notebook)
+    if "scale" in notebook_parameters(notebook):
+        values["scale"] = scale
+    name = f"{notebook.partition('_')[2]}-{scale}-{digest([notebook, values])[:8]}"
+    return {"name": name, "parameters": values, "config": values}
+
+
+def _artefact(name: str, entry: Mapping[str, Any], shown: Mapping[str, tuple[list[str], list[str]]]) -> Artefact:
     kind, _, short = name.partition("_")
-    notebook = NOTEBOOKS / f"{name}.ipynb"
     if kind not in KINDS or not short:
         raise ValueError(f"its name must begin with {' or '.join(f'{kind}_' for kind in KINDS)}.")
-    if not notebook.is_file():
+    if not (NOTEBOOKS / f"{name}.ipynb").is_file():
         known = [path.stem for kind in KINDS for path in NOTEBOOKS.glob(f"{kind}_*.ipynb")]
         raise unknown("artefact notebook", name, known)
     for experiment in entry["experiments"]:
-        if experiment not in of_experiment:
-            raise unknown("experiment", experiment, of_experiment)
-    cells = dict.fromkeys(cell for experiment in entry["experiments"] for cell in of_experiment[experiment])
+        if experiment not in shown:
+            raise unknown("experiment", experiment, shown)
     folder, endings = KINDS[kind]
-    files = [f"{folder}/{short}{ending}" for ending in endings]
     return Artefact(
-        name, f"{folder}/{short}", tuple(files), _checked(entry.get("parameters", {}), notebook), tuple(cells)
+        name,
+        f"{folder}/{short}",
+        tuple(f"{folder}/{short}{ending}" for ending in endings),
+        drawing(name),
+        _checked(entry.get("parameters", {}), name),
+        _union(shown[experiment][0] for experiment in entry["experiments"]),
+        _union(shown[experiment][1] for experiment in entry["experiments"]),
     )
 
 
-def drop_damaged(plan: Plan, folder: Path) -> list[str]:
+def records_of(artefact: Artefact, folder: Path, scale: str) -> list[Path]:
+    """The records that an artefact shows; those of runs may not be there yet.
+
+    Args:
+        artefact: of the plan.
+        folder: ``paper/records``.
+        scale: of the runs.
+
+    Raises:
+        ValueError: committed records are not there, or one is damaged.
+    """
+    found = [folder / scale / f"{cell}.json" for cell in artefact.cells]
+    for name in artefact.folders:
+        committed = sorted((folder / name).glob("*.json"))
+        if not committed:
+            raise ValueError(f"{artefact.notebook} shows the committed records of {folder / name}; there are none.")
+        for path in committed:
+            read_json(path)
+        found += committed
+    return found
+
+
+def drop_damaged(plan: Plan, records: Path, dry: bool = False) -> list[str]:
     """Remove records that cannot be read or are of another configuration, to be made again; say which.
 
     Args:
-        folder: holds ``<cell>.json``.
+        plan: whose runs' records are looked at.
+        records: ``paper/records``.
+        dry: remove none, only say so.
 
     Returns:
         What was wrong with each.
     """
     found = []
     for cell in plan.cells.values():
-        path = folder / f"{cell.name}.json"
+        path = records / cell.folder / f"{cell.name}.json"
         if not path.is_file():
             continue
         try:
-            config = load_record(path).config
-            different = [key for key, value in cell.config.items() if config.get(key) != value]
-            if different:
-                raise ValueError(f"{path} was made with another {', '.join(different)}.")
+            _check_record(cell, path)
         except ValueError as error:
-            found.append(f"{error} Removed, to be made again.")
-            path.unlink()
+            found.append(f"{error} {'It would be removed and' if dry else 'Removed, to be'} made again.")
+            if not dry:
+                path.unlink()
     return found
 
 
-def keep(log: Path, out: Path) -> None:
-    """Copy the record that a run has announced in its log.
+def _check_record(cell: Cell, path: Path) -> None:
+    if cell.notebook == RUN:
+        record = load_record(path)
+        config = record.config
+        for quantizer in cell.layers:
+            if not record.crossings.get(quantizer, {}).get("layers"):
+                raise ValueError(f"{path} lacks the counts of layers under {quantizer}.")
+    else:
+        value = read_json(path)
+        config = value.get("config", {}) if isinstance(value, dict) else {}
+    # Of a folder of some machine a committed record has only the last name.
+    different = [key for key, value in cell.config.items() if config.get(key, value) not in (value, _last(value))]
+    if different:
+        raise ValueError(f"{path} was made with another {', '.join(different)}.")
+
+
+def _last(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) else value
+
+
+def keep(log: Path, out: Path, layers: Iterable[str] = ()) -> None:
+    """Copy the record that a run has announced in its log, made slim.
 
     Args:
         log: what papermill wrote to the terminal.
-        out: the copy; small enough to commit, as it holds scores of examples but none of their text.
+        out: the copy; small enough to commit.
+        layers: quantizers under which it holds the counts of every layer.
 
     Raises:
         ValueError: the log names no record.
@@ -272,10 +464,87 @@ def keep(log: Path, out: Path) -> None:
     named = re.findall(r"^record: (.+)$", log.read_text(), flags=re.MULTILINE)
     if not named:
         raise ValueError(f"{log} names no record: the notebook ended without one.")
-    record = load_record(named[-1])
-    write_json(out, read_json(record.path))
+    path = Path(named[-1])
+    value = read_json(path)
+    if set(SECTIONS) <= set(value):
+        value = slim(load_record(path), tuple(layers))
+    write_json(out, value)
+
+
+def promote(made: Path, records: Path, scale: str) -> None:
+    """Put freshly made records in the place of the committed ones, and remove where they were made.
+
+    Args:
+        made: the folder of a fresh build, which is complete; its ``records`` are laid out as ``records``.
+        records: ``paper/records``.
+        scale: its folder may hold records of other grids, which stay; any other folder is replaced.
+    """
+    for folder in sorted((made / "records").iterdir()):
+        new = sorted(folder.glob("*.json"))
+        for path in new:
+            write_json(records / folder.name / path.name, read_json(path))
+        if folder.name != scale:
+            for path in (records / folder.name).glob("*.json"):
+                if path.name not in {one.name for one in new}:
+                    path.unlink()
+        say(f"{len(new)} new records in {records / folder.name}")
+    shutil.rmtree(made)
+
+
+def cause(log: Path) -> str:
+    """The last error that a log speaks of, or else its last line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")) if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt):", line)]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def failures(file: Path) -> list[str]:
+    """What to say at the end of a build in which something failed.
+
+    Args:
+        file: a line each: what failed, its notebook (or ``-``) and its log, with tabs between.
+    """
+    if not file.is_file():
+        return []
+    failed = [line.split("\t") for line in file.read_text().splitlines()]
+    out = [f"{len(failed)} failed. What depends on them was not made, everything else was."]
+    for what, notebook, log in failed:
+        if notebook == "-":  # a short log: a message, and the line of the source that it is about
+            out += [f"  {what} (log: {log})", *(f"    {line}" for line in Path(log).read_text().splitlines())]
+        else:
+            out += [f"  {what}", f"    {cause(Path(log))}", f"    notebook: {notebook}  log: {log}"]
+    return out
+
+
+def tell(dry_run: str) -> list[str]:
+    """What a build would do, in words, from what Snakemake says of it (its ``--dry-run``)."""
+    jobs: dict[str, list[str]] = {}
+    for what in re.findall(r"^Job \d+: (.+)$", dry_run, flags=re.MULTILINE):
+        kind, _, name = what.partition(" ")
+        jobs.setdefault(kind, []).append(name.partition(" (")[0])
+    out = re.findall(r"^paper: .+$", dry_run, flags=re.MULTILINE)
+    if not jobs:
+        return [*out, "nothing to do"] if "Nothing to be done" in dry_run else [dry_run]
+    for kind, title in (("run", "runs to make"), ("table", "tables to draw"), ("figure", "figures to draw")):
+        if names := jobs.pop(kind, []):
+            out += [f"{len(names)} {title}:", *(f"  {name}" for name in sorted(names))]
+    return out + [f"then {kind} {name}" for kind, names in jobs.items() for name in names]
+
+
+def main(command: str, *arguments: str) -> None:
+    """``keep LOG OUT [LAYERS]``, ``promote MADE RECORDS SCALE``, or ``tell`` (of standard input)."""
+    if command == "keep":
+        log, out, *layers = arguments
+        keep(Path(log), Path(out), layers)
+    elif command == "promote":
+        made, records, scale = arguments
+        promote(Path(made), Path(records), scale)
+    elif command == "tell":
+        print("\n".join(tell(sys.stdin.read())))
+    else:
+        raise unknown("command", command, ("keep", "promote", "tell"))
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), Path(sys.argv[2]))
-    say(f"kept {sys.argv[2]}")
+    main(*sys.argv[1:])

@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 
 from qru import experiments
-from qru.experiments import drop_damaged, keep, plan
+from qru.experiments import (
+    Cell,
+    Plan,
+    cause,
+    combinations,
+    drawing,
+    drop_damaged,
+    failures,
+    keep,
+    plan,
+    promote,
+    records_of,
+    tell,
+)
+from qru.records import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 DECLARED = ROOT / "paper" / "experiments.yaml"
@@ -29,13 +43,18 @@ def changed(tmp_path):
     return write
 
 
+def test_the_core_grid_is_small_and_part_of_the_full_one():
+    core, full = (set(plan(DECLARED, "mini", grid).cells) for grid in experiments.GRIDS)
+    assert len(core) <= 60, "training runs, two minutes and more each on two cores"
+    assert core <= full
+
+
 def test_the_core_is_every_method_on_every_arm():
     made = plan(DECLARED, "mini")
     configs = [cell.config for cell in made.cells.values()]
     arms = {(config["method"], config["adapter"], config["weights"]) for config in configs}
     methods = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
     assert arms >= {(m, *arm) for m in methods for arm in (("full", "bf16"), ("lora", "fp32"))}
-    assert len(configs) <= 60
     assert made.artefacts["table_scores"].files == ("tables/scores.typ", "tables/scores.tex")
     assert made.artefacts["fig_recovery"].files == ("figures/recovery.pdf", "figures/recovery.svg")
 
@@ -61,6 +80,13 @@ def test_a_changed_setting_is_another_run(changed):
         ("seed: 0", "seed: zero", ["experiment 'arms'", "it must be int"]),
         ("seed: 0", "seed: 0\n  quantizers: [rtm-int4-g128]", ["experiment 'arms'", "rtn"]),
         ("smoke: {method: npo_gdr", "smoke: {method: npo", ["experiment 'arms'", "none of its runs"]),
+        ("    smoke:", "    grid: ful\n    smoke:", ["experiment 'arms'", "Did you mean 'full'"]),
+        ("    smoke:", "    full: {beta: 1.0}\n    smoke:", ["experiment 'arms'", "more values of 'beta'"]),
+        ("    smoke:", "    layers: rtn-int4-g12\n    smoke:", ["experiment 'arms'", "rtn-int4-g128"]),
+        ("    smoke:", "    notebook: 02_unlern\n    smoke:", ["experiment 'arms'", "Did you mean '02_unlearn'"]),
+        ("    smoke:", "    slices: {lora_rang: [4]}\n    smoke:", ["experiment 'arms'", "Did you mean 'lora_rank'"]),
+        ("    each:\n", "    smoke: {seed: 0}\n    sizes:\n", ["'arms': unknown key 'sizes'"]),
+        ("\nartefacts:", "\nfacts: [arm]\nartefacts:", ["facts", "Did you mean 'arms'"]),
         ("experiments: [arms]", "experiments: [arm]", ["artefact 'table_scores'", "Did you mean 'arms'"]),
         ("fig_recovery:", "fig_recovry:", ["artefact 'fig_recovry'", "fig_recovery"]),
         ("precisions: [", "precision: [", ["artefact 'table_scores'", "Did you mean 'precisions'"]),
@@ -90,36 +116,175 @@ def test_a_plan_is_remembered_until_its_sources_change(changed, tmp_path, monkey
         plan(changed("seed: 0", "seed: 1"), "smoke", kept)
 
 
+EMPTY = {"scores": {}, "crossings": {}, "cost": {}, "provenance": {}}
+
+
+def cell(name: str, **fields) -> Cell:
+    known = {"notebook": "02_unlearn", "folder": "mini", "parameters": {}, "config": {}}
+    return Cell(**{"name": name} | known | fields)
+
+
+def test_slices_vary_one_value_while_the_others_stay():
+    entry = {
+        "each": {"method": ["ga", "npo"], "lora_rank": 8, "alpha": 16},
+        "slices": {"lora_rank": [4, 8], "size": [{"lora_rank": 2, "alpha": 4}]},
+        "full": {"lora_rank": 32},
+    }
+    around = [(8, 16), (4, 16), (8, 16), (2, 4)]
+    core = [(one["method"], one["lora_rank"], one["alpha"]) for one in combinations({"seed": 0}, entry)]
+    assert core == [(method, *pair) for method in ("ga", "npo") for pair in around]
+    full = [(one["method"], one["lora_rank"], one["alpha"]) for one in combinations({"seed": 0}, entry, "full")]
+    assert full == [(m, *pair) for m in ("ga", "npo") for pair in [*around[:3], (32, 16), around[3]]]
+
+
+def test_the_full_grid_has_more_values_of_what_is_there():
+    entry = {"each": {"method": ["ga"]}, "full": {"method": ["npo"], "seed": [1, 2]}}
+    assert [one["seed"] for one in combinations({"seed": 0}, entry)] == [0]
+    full = [(one["method"], one["seed"]) for one in combinations({"seed": 0}, entry, "full")]
+    assert full == [("ga", 0), ("ga", 1), ("ga", 2), ("npo", 0), ("npo", 1), ("npo", 2)]
+    with pytest.raises(ValueError, match="more values of 'beta'"):
+        combinations({}, {"each": {"method": ["ga"]}, "full": {"beta": [1.0]}})
+
+
+MORE = """
+  extra:
+    why: A test.
+    grid: full
+    each: {method: [ga, npo]}
+  again:
+    why: Asks for a run that another experiment has, and for the counts of its layers.
+    each: {method: ga_gdr, arm: [lora]}
+    layers: rtn-int4-g128
+  timing:
+    why: Committed records.
+    records: kernel
+    notebook: 05_kernel
+    each: {threads: [1, 2]}
+    alone: true
+"""
+
+
+def test_grids_shared_runs_and_committed_records(changed, tmp_path):
+    path = changed(
+        "\nartefacts:\n", MORE + "\nartefacts:\n  fig_recovery:\n    why: A test.\n    experiments: [timing]\n"
+    )
+    path.write_text(path.read_text().split("  table_scores:")[0])
+    before, core, full = plan(DECLARED, "mini"), plan(path, "mini"), plan(path, "mini", "full")
+    assert set(core.cells) == set(before.cells), "the run that is asked for twice is one run"
+    assert sorted(full.cells[name].config["method"] for name in set(full.cells) - set(core.cells)) == ["ga", "npo"]
+    held = {(one.config["method"], one.config["adapter"]) for one in core.cells.values() if one.layers}
+    assert held == {("ga_gdr", "lora")}
+    artefact = core.artefacts["fig_recovery"]
+    assert (artefact.cells, artefact.folders) == ((), ("kernel",))
+    assert [file.name for file in records_of(artefact, ROOT / "paper" / "records", "mini")] == [
+        "epyc-zen4-1-thread.json",
+        "epyc-zen4-2-threads.json",
+    ]
+    with pytest.raises(ValueError, match="there are none"):
+        records_of(artefact, tmp_path, "mini")
+    fresh = [one for one in plan(path, "mini", fresh=True).cells.values() if one.notebook == "05_kernel"]
+    assert [one.parameters for one in fresh] == [{"threads": n, "scale": "mini"} for n in (1, 2)]
+    assert {(one.folder, one.alone) for one in fresh} == {("kernel", True)}
+    assert not [one for one in plan(path, "smoke", fresh=True).cells.values() if one.notebook == "05_kernel"]
+
+
 def test_damaged_and_foreign_records_are_named_and_removed(tmp_path):
-    made = plan(DECLARED, "mini")
-    first, second, third, *_ = made.cells.values()
-    sections = {"scores": {}, "crossings": {}, "cost": {}, "provenance": {}}
+    cells = [
+        cell("good", config={"epochs": 2, "corpus": "/data/books"}),
+        cell("foreign", config={"epochs": 2}),
+        cell("cut"),
+        cell("thin", layers=("rtn-int4-g128",)),
+        cell("missing"),
+        cell("other", notebook="05_kernel", config={"threads": 2}),
+    ]
     texts = {
-        first.name: json.dumps(sections | {"config": first.config}),
-        second.name: json.dumps(sections | {"config": second.config | {"epochs": 99}}),
-        third.name: '{"config": {',
+        "good": json.dumps(EMPTY | {"config": {"epochs": 2, "corpus": "books"}}),
+        "foreign": json.dumps(EMPTY | {"config": {"epochs": 99}}),
+        "cut": '{"config": {',
+        "thin": json.dumps(EMPTY | {"config": {}}),
+        "other": json.dumps({"config": {"threads": 1}}),
     }
     for name, text in texts.items():
-        (tmp_path / f"{name}.json").write_text(text)
-    found = drop_damaged(made, tmp_path)
-    assert [path.stem for path in tmp_path.iterdir()] == [first.name]
-    assert len(found) == 2
-    assert "another epochs" in " ".join(found)
-    assert "not whole JSON" in " ".join(found)
+        (tmp_path / "mini").mkdir(exist_ok=True)
+        (tmp_path / "mini" / f"{name}.json").write_text(text)
+    made = Plan({one.name: one for one in cells}, {}, ())
+    assert len(drop_damaged(made, tmp_path, dry=True)) == 4
+    assert len(list((tmp_path / "mini").iterdir())) == 5, "only looked at"
+    found = " ".join(drop_damaged(made, tmp_path))
+    assert [path.stem for path in (tmp_path / "mini").iterdir()] == ["good"]
+    for message in ("another epochs", "cut.json is not whole JSON", "layers under rtn-int4-g128", "another threads"):
+        assert message in found
 
 
-def test_keep_needs_a_record_in_the_log(tmp_path):
+def test_keep_needs_a_record_in_the_log_and_makes_it_slim(tmp_path):
     log = tmp_path / "run.log"
     log.write_text("nothing of the kind\n")
     with pytest.raises(ValueError, match="names no record"):
         keep(log, tmp_path / "out.json")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    record = {"config": {}, "scores": {}, "crossings": {}, "cost": {}, "provenance": {}}
-    (folder / "record.json").write_text(json.dumps(record))
-    log.write_text(f"scoring\nrecord: {folder / 'record.json'}\nrecord: {folder / 'record.json'}\n")
+    file = tmp_path / "run" / "record.json"
+    counts = {"layers": {"q": {"weights": 4, "crossed": 1}}, "total": {"weights": 4}}
+    write_json(file, EMPTY | {"config": {"seed": 1}, "crossings": {"a": counts, "b": counts}, "answers": ["long"]})
+    log.write_text(f"scoring\nrecord: {file.with_name('earlier')}\nrecord: {file}\n")
+    keep(log, tmp_path / "out.json", ["b"])
+    made = json.loads((tmp_path / "out.json").read_text())
+    assert made["config"] == {"seed": 1}
+    assert "answers" not in made
+    assert [len(made["crossings"][name]["layers"]) for name in ("a", "b")] == [0, 1]
+    write_json(file, {"kind": "kernel-benchmark", "results": [1]})
     keep(log, tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text()) == record
+    assert json.loads((tmp_path / "out.json").read_text()) == {"kind": "kernel-benchmark", "results": [1]}
+
+
+def test_fresh_records_replace_the_committed_ones(tmp_path):
+    committed, made = tmp_path / "records", tmp_path / "fresh"
+    for name in ("mini/a", "mini/of-another-grid", "kernel/machine", "why/not-made-again"):
+        write_json(committed / f"{name}.json", "old")
+    for name in ("mini/a", "kernel/new"):
+        write_json(made / "records" / f"{name}.json", "new")
+    promote(made, committed, "mini")
+    found = {str(path.relative_to(committed)): json.loads(path.read_text()) for path in committed.rglob("*.json")}
+    assert found == {
+        "mini/a.json": "new", "mini/of-another-grid.json": "old", "kernel/new.json": "new",
+        "why/not-made-again.json": "old",
+    }  # fmt: skip
+    assert not made.exists()
+
+
+def test_a_failure_is_told_with_its_cause_and_notebook(tmp_path):
+    log, typst = tmp_path / "run.log", tmp_path / "typst.log"
+    log.write_text(
+        'Exception encountered at "In [3]":\n\x1b[0;31mValueError\x1b[0m: seed is -1;\nit must be 0 or more.\n\n'
+    )
+    assert cause(log) == "ValueError: seed is -1;"
+    assert cause(tmp_path / "none.log") == "it said nothing"
+    log.write_text("Killed\n")
+    typst.write_text("error: unknown variable: nothing\n  3 │ #nothing\n")
+    failed = tmp_path / "failed.tsv"
+    assert failures(failed) == []
+    failed.write_text(f"run a-s0\tbuild/a-s0.ipynb\t{log}\ntypeset\t-\t{typst}\n")
+    said = "\n".join(failures(failed))
+    for message in ("2 failed", "run a-s0", "Killed", "notebook: build/a-s0.ipynb", "unknown variable", "3 │ #nothing"):
+        assert message in said
+
+
+def test_what_would_be_made_is_told_in_words():
+    said = (
+        "paper: scale mini, grid core: 3 runs\nBuilding DAG of jobs...\nJob 7: run b (follow it: tail -f b.log)\n"
+        "[Sat Nov 21]\nJob 8: run a (follow it: tail -f a.log)\nJob 1: table scores\nJob 0: typeset paper.pdf\n"
+    )
+    assert tell(said) == [
+        "paper: scale mini, grid core: 3 runs", "2 runs to make:", "  a", "  b", "1 tables to draw:", "  scores",
+        "then typeset paper.pdf",
+    ]  # fmt: skip
+    assert tell("paper: 3 runs\nNothing to be done (all requested files are present and up to date).\n") == [
+        "paper: 3 runs",
+        "nothing to do",
+    ]
+    assert tell("no such file") == ["no such file"], "what is not understood is shown as it is"
+
+
+def test_what_draws_an_artefact_is_read_from_its_notebook():
+    assert drawing("fig_recovery") == ("figures", "notebook", "style", "tables", "typeset")
 
 
 def test_no_number_is_typed_into_the_paper():

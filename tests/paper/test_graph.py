@@ -17,11 +17,11 @@ from qru.records import load_record, write_json
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def snakemake(folder: Path, home: Path, *arguments: str) -> str:
+def snakemake(folder: Path, home: Path, target: str = "paper", *config: str, **environment: str) -> str:
     """Run the graph of ``folder/paper`` at smoke; return everything it says, its exit status last."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "paper/Snakefile", "--cores", "2", *arguments,
-               "--config", "scale=smoke"]  # fmt: skip
-    environment = os.environ | {"QRU_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "snakemake", target, "--snakefile", "paper/Snakefile", "--cores", "2",
+               "--config", "scale=smoke", *config]  # fmt: skip
+    environment = os.environ | {"QRU_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     return f"{ran.stdout}{ran.stderr}\nexit {ran.returncode}"
 
@@ -50,7 +50,7 @@ def test_the_graph(folder, qru_home):
     said = snakemake(folder, qru_home)
     assert said.endswith("exit 0"), said
     (record,) = (paper / "records" / "smoke").glob("*.json")
-    assert (paper / "build" / "notebooks" / f"{record.stem}.ipynb").is_file()
+    assert (paper / "build" / "notebooks" / "smoke" / f"{record.stem}.ipynb").is_file()
     for name in ("tables/scores.typ", "tables/scores.tex", "figures/recovery.pdf", "figures/recovery.svg"):
         assert (paper / name).stat().st_size > 500
     first = (paper / "build" / "paper.pdf").read_bytes()
@@ -67,3 +67,82 @@ def test_the_graph(folder, qru_home):
     assert "follow it" not in said, "a run was made again"
     assert "83.7" in typst.query(str(paper / "paper.typ"), "<scores>")
     assert (paper / "build" / "paper.pdf").read_bytes() != first
+
+
+DECLARED = """
+experiments:
+  one: {why: A test., each: {method: ga}}
+  two: {why: A test., each: {method: npo}}
+artefacts:
+  table_scores: {why: A test., experiments: [one]}
+  fig_recovery: {why: A test., experiments: [two]}
+facts: []
+"""
+
+
+@pytest.fixture
+def build(folder, tmp_path):
+    """Run the graph of two runs, a table and a figure, whose notebooks take no time; say what was done, and all."""
+    (folder / "paper" / "experiments.yaml").write_text(DECLARED)
+    (folder / "paper" / "paper.typ").write_text('#include "tables/scores.typ"\n')
+    done = tmp_path / "done"
+    fake = {"PYTHONPATH": str(Path(__file__).parent / "fake"), "DONE": str(done)}
+
+    def run(*arguments: str, **environment: str) -> tuple[list[str], str]:
+        done.write_text("")
+        said = snakemake(folder, tmp_path / "home", *arguments, **fake, **environment)
+        return sorted(name.split("-full")[0] for name in done.read_text().split()), said
+
+    return run
+
+
+def test_what_fails_what_is_kept_and_what_is_made_again(build, folder):
+    paper = folder / "paper"
+    pdf = paper / "build" / "paper.pdf"
+
+    done, said = build(FAIL="-npo-")
+    assert said.endswith("exit 1")
+    assert done == ["books-smoke-ga", "books-smoke-npo", "table_scores"], "what does not depend on it is made"
+    assert not pdf.exists()
+    summary = said[said.index("1 failed.") :]
+    assert "ValueError: it was told to fail" in summary
+    notebook = next(word for word in summary.split() if word.endswith(".ipynb"))
+    assert (folder / notebook).is_file()
+
+    done, said = build()
+    assert said.endswith("exit 0"), said
+    assert done == ["books-smoke-npo", "fig_recovery"], "only what was missing"
+    made = {path: path.read_bytes() for path in paper.glob("records/smoke/*.json")}
+    assert len(made) == 2
+
+    done, said = build()
+    assert "Nothing to be done" in said
+    assert done == []
+
+    before = pdf.stat().st_mtime_ns
+    for file in (paper / "figures").iterdir():
+        os.utime(file, (1, 1))  # older than its notebook
+    (cut,) = paper.glob("records/smoke/*-ga-*.json")
+    cut.write_text('{"config": {')
+    done, said = build()
+    assert f"{cut.name} is not whole JSON" in said
+    assert done == ["books-smoke-ga", "fig_recovery", "table_scores"]
+    assert pdf.stat().st_mtime_ns > before
+
+    (paper / "paper.typ").write_text('#include "tables/scores.typ"\n\n#nothing\n')
+    first = pdf.read_bytes()
+    done, said = build("fresh", "fresh=1", FAIL="-npo-")
+    assert done == ["books-smoke-ga", "books-smoke-npo"]
+    assert {path: path.read_bytes() for path in made} == made, "the committed records stay until all are made"
+    done, said = build("fresh", "fresh=1")
+    assert said.endswith("exit 0"), said
+    assert done == ["books-smoke-npo"], "a fresh build is resumed, too"
+    homes = {json.loads(path.read_text())["provenance"]["home"] for path in made}
+    assert homes == {str(paper / "build" / "fresh")}, "with models and runs of its own"
+    assert not (paper / "build" / "fresh").exists()
+
+    done, said = build()
+    assert done == ["fig_recovery", "table_scores"], "drawn from the new records"
+    assert "unknown variable: nothing" in said[said.index("1 failed.") :]
+    assert "paper.typ:3" in said[said.index("1 failed.") :], "the line of the source"
+    assert not pdf.exists() or pdf.read_bytes() == first, "no half file"
