@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from qru.config import LORA_TARGETS, SIZED, RunConfig
-from qru.defaults import GOAL, MINI, resolve
+from qru.defaults import BETA2, GOAL, MINI, MINI_BETA2, resolve
 from qru.metrics.bootstrap import recovered_share
 from qru.records import Record
 from qru.registry import unknown
@@ -96,7 +96,8 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
 
     Args:
         name: ``"alpha"`` (LoRA's α as an amplifier of ΔW: fifty steps each, no goal), ``"layers"`` (all, MLP,
-            attention: equal forgetting) or ``"rate"`` (large rates of full fine-tuning: equal forgetting).
+            attention: equal forgetting), ``"rate"`` (large rates of full fine-tuning: equal forgetting) or ``"beta2"``
+            (AdamW's own second moment, whose steps have no small bound: does the dead zone hold?).
         scale: as in ``RunConfig``.
     """
     if name == "alpha":
@@ -114,7 +115,13 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
             for times in (1, *LARGE)
             for seed in SEEDS
         ]
-    raise unknown("slice", name, ("alpha", "layers", "rate"))
+    if name == "beta2":
+        return [
+            configuration(arm, "ga_klr", scale=scale, adam_beta2=beta2)
+            for beta2 in (MINI_BETA2, BETA2)
+            for arm in ("bf16", "bf16, fp32 moments", "fp32 master")
+        ]
+    raise unknown("slice", name, ("alpha", "layers", "rate", "beta2"))
 
 
 LONG = 80  # epochs, at most: four thousand steps
