@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 SCALE ?= mini
+GRID ?= core
 CORES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -13,7 +14,7 @@ CSRC := $(wildcard csrc/*)
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke paper paper-plan bench nightly sanitize clean
+.PHONY: help install demo test lint format smoke why paper paper-plan bench nightly sanitize clean
 
 help:  ## print this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -55,11 +56,21 @@ smoke: $(INSTALLED)  ## every notebook at scale=smoke
 	  $(BIN)/papermill --no-progress-bar $$notebook runs/smoke/$$(basename $$notebook) -p scale smoke || exit 1; \
 	done
 
-paper: $(INSTALLED)  ## every run without a record, then tables, figures and paper/build/paper.pdf (SCALE=smoke|mini, CORES=n)
-	$(BIN)/snakemake --snakefile paper/Snakefile --cores $(CORES) --config scale=$(SCALE)
+why: $(INSTALLED)  ## does precision or rank bring it back? runs what has no record here, resumes (SCALE=smoke|mini; runs/why.ipynb)
+	mkdir -p runs
+	$(BIN)/papermill --no-progress-bar notebooks/04_why.ipynb runs/why.ipynb -p scale $(SCALE) -p rerun True
+	@echo "Open runs/why.ipynb: $(BIN)/jupyter lab runs/why.ipynb"
 
-paper-plan: $(INSTALLED)  ## what `make paper` would run
-	$(BIN)/snakemake --snakefile paper/Snakefile --cores $(CORES) --config scale=$(SCALE) --dry-run
+# FRESH=1 makes all records first, in paper/build/fresh; only once all are there do they replace the committed ones.
+GRAPH = --snakefile paper/Snakefile --cores $(CORES) $(PROFILE:%=--profile %) --config scale=$(SCALE) grid=$(GRID)
+
+paper: $(INSTALLED)  ## runs without a record, tables, figures, paper/build/paper.pdf (SCALE=smoke|mini|muse, GRID=core|full, FRESH=1)
+	$(if $(FRESH),$(BIN)/snakemake fresh $(GRAPH) fresh=1)
+	$(BIN)/snakemake paper $(GRAPH)
+
+paper-plan: $(INSTALLED)  ## what `make paper` would make, with the same settings
+	@set -o pipefail; $(BIN)/snakemake $(if $(FRESH),fresh,paper) --dry-run $(GRAPH) $(if $(FRESH),fresh=1) 2>&1 \
+	  | $(BIN)/python -m qru.experiments tell
 
 bench: $(INSTALLED)  ## the kernel against what people run today and against this machine's limits (minutes; runs/bench.ipynb)
 	mkdir -p runs

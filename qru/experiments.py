@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import json
@@ -28,7 +29,7 @@ KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".sv
 DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
 TOP = ("defaults", "corpora", "experiments", "artefacts", "facts")
 EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "alone")
-ARTEFACT = ("why", "experiments", "parameters")
+ARTEFACT = ("why", "experiments", "parameters", "reads")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Artefact:
         parameters: of the notebook.
         cells: runs that it shows, by name.
         folders: of ``paper/records``, whose committed records it shows.
+        reads: other files that it is drawn from, below ``paper``.
     """
 
     notebook: str
@@ -75,6 +77,7 @@ class Artefact:
     parameters: dict[str, Any]
     cells: tuple[str, ...]
     folders: tuple[str, ...]
+    reads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -297,12 +300,21 @@ def notebook_parameters(notebook: str) -> dict[str, tuple[str, Any]]:
 
 
 def drawing(notebook: str) -> tuple[str, ...]:
-    """Modules of the package that an artefact's notebook draws by: those that it names, and ``DRAWING``."""
-    code = "\n".join(source for _, source in _sources(notebook))
-    named = set(re.findall(r"^\s*from qru\.(\w+)", code, flags=re.MULTILINE))
-    for names in re.findall(r"^\s*from qru import (.+)$", code, flags=re.MULTILINE):
-        named |= set(re.findall(r"\w+", names))
-    return tuple(sorted({*DRAWING, *(name for name in named if (PACKAGE / f"{name}.py").is_file())}))
+    """Modules of the package that draw an artefact: ``DRAWING``, those that its notebook names, and those they name."""
+    named = _named("\n".join(source for _, source in _sources(notebook)))
+    modules = {*DRAWING, *named, *(name for module in named for name in _named((PACKAGE / f"{module}.py").read_text()))}
+    return tuple(sorted(modules))
+
+
+def _named(source: str) -> set[str]:
+    """Files of the package that a source imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "qru":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qru."):
+            found.add(node.module.split(".")[1])
+    return {name for name in found if (PACKAGE / f"{name}.py").is_file()}
 
 
 def _checked(values: Mapping[str, Any], notebook: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -380,6 +392,7 @@ def _artefact(name: str, entry: Mapping[str, Any], shown: Mapping[str, tuple[lis
         _checked(entry.get("parameters", {}), name),
         _union(shown[experiment][0] for experiment in entry["experiments"]),
         _union(shown[experiment][1] for experiment in entry["experiments"]),
+        tuple(_listed(entry.get("reads", []))),
     )
 
 

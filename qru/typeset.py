@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
     "→": r"$\rightarrow$", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$",
+    "Δ": r"$\Delta$", "…": r"\ldots{}", "–": "--",
 }  # fmt: skip
 
 
@@ -159,8 +161,10 @@ def save_figure(out: str, figure: Figure) -> Figure:
     if out:
         with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "qru"}):
             for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
+                drawn = io.BytesIO()  # a full disk would leave matplotlib in a state that hides the cause
+                figure.savefig(drawn, format=kind, metadata={date: None})
                 with atomic_file(Path(f"{out}.{kind}")) as temporary:
-                    figure.savefig(temporary, format=kind, metadata={date: None})
+                    temporary.write_bytes(drawn.getvalue())
                 say(f"wrote {out}.{kind}")
     return figure
 
@@ -185,7 +189,7 @@ def facts(records: Sequence[Record]) -> dict[str, Any]:
             "learning_rate": f"{record.config['learning_rate']:g}".replace("e-0", "e-"),
             "epochs": str(record.config["epochs"]),
             "retain_weight": f"{record.config['retain_weight']:g}",
-            "steps": str(len(record.extra["history"])),
+            "steps": str(record.extra["history"][-1]["step"] + 1),
             "minutes": f"{sum(stage['seconds'] for stage in record.cost.values()) / 60:.1f}",
             "hash": record.config["hash"][:10],
         }

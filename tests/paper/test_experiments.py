@@ -85,7 +85,7 @@ def test_a_changed_setting_is_another_run(changed):
         ("    smoke:", "    layers: rtn-int4-g12\n    smoke:", ["experiment 'arms'", "rtn-int4-g128"]),
         ("    smoke:", "    notebook: 02_unlern\n    smoke:", ["experiment 'arms'", "Did you mean '02_unlearn'"]),
         ("    smoke:", "    slices: {lora_rang: [4]}\n    smoke:", ["experiment 'arms'", "Did you mean 'lora_rank'"]),
-        ("    each:\n", "    smoke: {seed: 0}\n    sizes:\n", ["'arms': unknown key 'sizes'"]),
+        ("    each:\n", "    sizes:\n", ["'arms': unknown key 'sizes'"]),
         ("\nartefacts:", "\nfacts: [arm]\nartefacts:", ["facts", "Did you mean 'arms'"]),
         ("experiments: [arms]", "experiments: [arm]", ["artefact 'table_scores'", "Did you mean 'arms'"]),
         ("fig_recovery:", "fig_recovry:", ["artefact 'fig_recovry'", "fig_recovery"]),
@@ -107,13 +107,13 @@ def test_a_mistake_is_named_with_its_line(changed, old, new, messages):
 
 def test_a_plan_is_remembered_until_its_sources_change(changed, tmp_path, monkeypatch):
     kept = tmp_path / "plan.json"
-    made = plan(DECLARED, "smoke", kept)
+    made = plan(DECLARED, "smoke", kept=kept)
     monkeypatch.setattr(experiments, "_plan", None)  # calling it again would fail
-    again = plan(DECLARED, "smoke", kept)
+    again = plan(DECLARED, "smoke", kept=kept)
     assert json.loads(json.dumps(list(again.cells))) == list(made.cells)
     assert [cell.config for cell in again.cells.values()] == [cell.config for cell in made.cells.values()]
     with pytest.raises(TypeError):
-        plan(changed("seed: 0", "seed: 1"), "smoke", kept)
+        plan(changed("seed: 0", "seed: 1"), "smoke", kept=kept)
 
 
 EMPTY = {"scores": {}, "crossings": {}, "cost": {}, "provenance": {}}

@@ -47,7 +47,7 @@ def record(folder: Path) -> None:
 def test_the_old_file_stays_and_no_half_one_is_left(tmp_path, make, ending):
     kept = tmp_path / f"made.{ending}"
     kept.write_text("old")
-    write_json(tmp_path / "record.json", {name: {"long": "x" * 500} for name in SECTIONS})
+    write_json(tmp_path / "record.json", {name: {} for name in SECTIONS} | {"verdict": ["x" * 500]})
     (tmp_path / "run.log").write_text(f"record: {tmp_path / 'record.json'}\n")
     there = {"source.typ", "run.log", "record.json", kept.name}
     with full_disk(), pytest.raises(OSError, match="File too large"):
