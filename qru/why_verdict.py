@@ -264,6 +264,28 @@ def _finite(values: np.ndarray) -> list[float]:
     return [float(np.clip(value, -999, 999)) for value in values]
 
 
+def regained_table(found: Sequence[Record]) -> pd.DataFrame:
+    """Text regained by single runs, percent with 95 % intervals over examples: a row a run, with its scale and rate.
+
+    Columns are the quantizers, finest first; ``*`` marks those under which it was predicted to come back.
+    """
+    rows = {}
+    for record in found:
+        table = why.table([record])
+        first = table.iloc[0]
+        cells = {}
+        for _, row in table.sort_values("zero_bin", kind="stable").iterrows():
+            values = _finite(row[["text_regained", "text_low", "text_high"]].to_numpy(float))
+            shown = "–" if math.isnan(values[0]) else with_interval(*values, digits=0)
+            cells[row["quantizer"]] = shown + ("*" if row["predicted"] else "")
+        edge = "–" if math.isnan(first["edge"]) else f"{first['edge']:g}"
+        about = {"moves |w| <": edge, "steps": first["steps"], "reached": "yes" if first["reached"] else "no"}
+        at = (record.config["scale"], first["arm"], f"{first['learning_rate']:g}", first["seed"])
+        rows[at] = about | cells
+    index = pd.MultiIndex.from_tuples(rows, names=["scale", "arm", "learning rate", "seed"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
 def prediction_table(found: Sequence[Record]) -> pd.DataFrame:
     """Predicted against measured: counts of runs under a quantizer, by family of arms."""
     table = outcomes(found)

@@ -82,6 +82,18 @@ def test_shares_as_shown(runs):
     assert re.fullmatch(r"75 \[7\d, 7\d\]", shown.loc[("books", "ga_klr", BF16), INT3])
 
 
+def test_single_runs_as_shown(runs):
+    shown = why_verdict.regained_table(runs[:1] + runs[-1:])
+    assert list(shown.columns[:3]) == ["moves |w| <", "steps", "reached"]
+    bf16, lora = shown.loc[("mini", BF16, "1.3e-05", 0)], shown.loc[("mini", LORA, "1.3e-05", 1)]
+    assert (bf16["moves |w| <"], bf16["reached"], lora["moves |w| <"], lora["reached"]) == (
+        "0.00390625", "yes", "–", "no",
+    )  # fmt: skip
+    assert bf16[TENSOR].startswith("75 [")
+    assert bf16[TENSOR].endswith("]*")
+    assert bf16["rtn-int4-g128"] == "0 [0, 0]"
+
+
 def test_predictions_are_counted_against_outcomes(runs):
     counts = why_verdict.prediction_table(runs)
     # Four runs with an edge of 2^-8 = 0.0039 are predicted to return where half a step is 0.007: 8, of which 5 did.

@@ -92,7 +92,8 @@ def test_help_offers_the_scales_and_corpora_that_there_are(path):
     if path.stem == "05_kernel":  # the only one without a corpus
         assert "corpus" not in shown
         return
-    assert re.findall(r"[a-z]+", shown["corpus"]["help"])[:3] == [*registry.names()[:1], "or", *registry.names()[1:]]
+    corpus = shown["corpora" if path.stem == "04_why" else "corpus"]
+    assert re.findall(r"[a-z]+", corpus["help"])[:3] == [*registry.names()[:1], "or", *registry.names()[1:]]
 
 
 def test_the_main_notebook_takes_what_a_run_takes():
@@ -120,6 +121,7 @@ def test_parameters_reach_the_command_line_help(path):
         ("02_unlearn", "metod", "ga", "Did you mean 'method'"),
         ("02_unlearn", "seed", "abc", "it must be int"),
         ("03_crossings", "groups", "g64,g96", "group_size 96 does not divide"),
+        ("04_why", "arms", "bf16,fp32", "unknown arm 'fp32'"),
         ("06_scal_sust", "kinds", "scale", "Did you mean 'scal'"),
     ],
 )
@@ -227,6 +229,23 @@ def test_forget_sets_of_growing_size_and_one_after_another(ran, qru_home, tmp_pa
         if record.config["method"] == "npo_gdr" and record.config["quantizers"] == ["rtn-int4-g128"]:
             assert f"record: {record.path}" in again.stderr
     assert "npo_gdr full bf16: requests one after another:\nafter 3, 6, 9 and 12 documents" in again.stderr
+
+
+@pytest.mark.slow
+def test_why_it_comes_back_runs_at_smoke_and_says_where_parts_are_missing(ran, qru_home, tmp_path):
+    given = ("-p", "scale", "smoke", "-p", "arms", "bf16,LoRA fp32")
+    again = papermill(qru_home, "notebooks/04_why.ipynb", tmp_path / "out.ipynb", *given)
+    assert again.returncode == 0, again.stderr[-4000:]
+    found = [record for record in load_records(qru_home / "runs") if record.config["method"] == "ga_klr"]
+    assert {(record.config["adapter"], record.config["weights"]) for record in found} >= {
+        ("full", "bf16"), ("lora", "fp32"),
+    }  # fmt: skip
+    assert "records: comparison 2, dial 0 of " in again.stderr
+    assert "\n2 runs (2 arms, 1 method, 1 corpus, 1 seed); " in again.stderr
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert pictures(executed) >= 3
+    said = [output.data.get("text/markdown", "") for cell in code_cells(executed) for output in cell.outputs]
+    assert any("-p rerun True -p parts dial" in text for text in said)
 
 
 @pytest.mark.slow
