@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[str], list[RunConfig]]] = {
     "alpha": partial(why.slice_grid, "alpha"),
     "layers": partial(why.slice_grid, "layers"),
     "rate": partial(why.slice_grid, "rate"),
+    "beta2": partial(why.slice_grid, "beta2"),
     "size": why.size_grid,
 }
 # What a scale compares unless told otherwise. At smoke nothing is learned: one arm of each kind shows that all runs.

@@ -264,12 +264,12 @@ def _finite(values: np.ndarray) -> list[float]:
     return [float(np.clip(value, -999, 999)) for value in values]
 
 
-def regained_table(found: Sequence[Record]) -> pd.DataFrame:
-    """Text regained by single runs, percent with 95 % intervals over examples: a row a run, with its scale and rate.
+def regained_table(found: Sequence[Record], setting: str = "scale") -> pd.DataFrame:
+    """Text regained by single runs, percent with 95 % intervals over examples: a row a run, with one setting and rate.
 
     Columns are the quantizers, finest first; ``*`` marks those under which it was predicted to come back.
     """
-    rows = {}
+    rows, index = [], []
     for record in found:
         table = why.table([record])
         first = table.iloc[0]
@@ -280,10 +280,9 @@ def regained_table(found: Sequence[Record]) -> pd.DataFrame:
             cells[row["quantizer"]] = shown + ("*" if row["predicted"] else "")
         edge = "–" if math.isnan(first["edge"]) else f"{first['edge']:g}"
         about = {"moves |w| <": edge, "steps": first["steps"], "reached": "yes" if first["reached"] else "no"}
-        at = (record.config["scale"], first["arm"], f"{first['learning_rate']:g}", first["seed"])
-        rows[at] = about | cells
-    index = pd.MultiIndex.from_tuples(rows, names=["scale", "arm", "learning rate", "seed"])
-    return pd.DataFrame(list(rows.values()), index=index)
+        index.append((record.config[setting], first["arm"], f"{first['learning_rate']:g}", first["seed"]))
+        rows.append(about | cells)
+    return pd.DataFrame(rows, pd.MultiIndex.from_tuples(index, names=[setting, "arm", "learning rate", "seed"]))
 
 
 def prediction_table(found: Sequence[Record]) -> pd.DataFrame:

@@ -92,6 +92,8 @@ def test_single_runs_as_shown(runs):
     assert bf16[TENSOR].startswith("75 [")
     assert bf16[TENSOR].endswith("]*")
     assert bf16["rtn-int4-g128"] == "0 [0, 0]"
+    by_beta = why_verdict.regained_table([why_record(BF16, adam_beta2=beta) for beta in (0.95, 0.999)], "adam_beta2")
+    assert list(by_beta.index.get_level_values("adam_beta2")) == [0.95, 0.999]
 
 
 def test_predictions_are_counted_against_outcomes(runs):
