@@ -27,7 +27,7 @@ RUN = "02_unlearn"
 GRIDS = ("core", "full")
 KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".svg"))}
 DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
-TOP = ("defaults", "corpora", "experiments", "artefacts", "facts")
+TOP = ("defaults", "corpora", "experiments", "artefacts")
 EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "alone")
 ARTEFACT = ("why", "experiments", "parameters", "reads")
 
@@ -82,16 +82,10 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything one build makes.
-
-    Attributes:
-        cells, artefacts: by name.
-        facts: names of the runs that the numbers in the text are of.
-    """
+    """Everything one build makes: ``cells`` and ``artefacts`` by name."""
 
     cells: dict[str, Cell]
     artefacts: dict[str, Artefact]
-    facts: tuple[str, ...]
 
 
 def plan(path: Path, scale: str, grid: str = "core", fresh: bool = False, kept: Path | None = None) -> Plan:
@@ -121,7 +115,6 @@ def plan(path: Path, scale: str, grid: str = "core", fresh: bool = False, kept: 
             return Plan(
                 {name: Cell(**cell) for name, cell in found["cells"].items()},
                 {name: Artefact(**artefact) for name, artefact in found["artefacts"].items()},
-                tuple(found["facts"]),
             )
     made = _plan(path, scale, grid, fresh)
     if kept:
@@ -160,11 +153,7 @@ def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
             raise ValueError(f"{path}:{lines['artefacts', name]}: artefact {name!r}: {error}") from error
         if made.cells or made.folders:  # else it shows what another grid has
             artefacts[name] = made
-    of_facts = declared.get("facts", list(shown))
-    for name in of_facts:
-        if name not in shown:
-            raise ValueError(f"{path}:{lines['facts',]}: facts: {unknown('experiment', name, shown)}")
-    return Plan(cells, artefacts, _union(shown[name][0] for name in of_facts))
+    return Plan(cells, artefacts)
 
 
 def _union(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:

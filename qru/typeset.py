@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -257,9 +258,11 @@ def pdf(source: Path, out: Path) -> None:
 
 
 def main(command: str, *arguments: str) -> None:
-    """``facts OUT RECORD...`` or ``pdf SOURCE OUT``."""
+    """``facts OUT '{"tables/x": [RECORD, …], …}'`` or ``pdf SOURCE OUT``."""
     if command == "facts":
-        write_json(Path(arguments[0]), facts([load_record(path) for path in arguments[1:]]))
+        out, shown = arguments
+        paths = dict.fromkeys(path for records in json.loads(shown).values() for path in records)
+        write_json(Path(out), facts([load_record(path) for path in paths]))
     elif command == "pdf":
         pdf(*map(Path, arguments))
     else:

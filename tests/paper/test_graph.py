@@ -76,7 +76,6 @@ experiments:
 artefacts:
   table_scores: {why: A test., experiments: [one]}
   fig_recovery: {why: A test., experiments: [two]}
-facts: []
 """
 
 

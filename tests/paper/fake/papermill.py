@@ -27,5 +27,5 @@ else:
     folder.mkdir(parents=True, exist_ok=True)
     record = {key: {} for key in ("config", "scores", "crossings", "cost", "provenance")}
     record["provenance"] = {"home": os.environ["QRU_HOME"]}
-    (folder / "record.json").write_text(json.dumps(record | {"config": {"seed": values["seed"]}}))
+    (folder / "record.json").write_text(json.dumps(record))
     say(f"record: {folder / 'record.json'}")
