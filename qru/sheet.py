@@ -142,9 +142,7 @@ def _typst_cell(cell: Cell, pair: bool) -> str:
     small = "#text(size: 0.84em, fill: luma(70))[{}]"
     text = f"*{typst(cell.text)}*" if cell.text and cell.strong else typst(cell.text)
     below = f" \\ {small.format(typst(cell.below))}" if cell.below else ""
-    beside = (
-        f", [#box(width: 0pt, hide[0]){small.format(typst(cell.beside))}]" if pair and cell.beside else ", []" * pair
-    )
+    beside = f", [#sym.zws{small.format(typst(cell.beside))}]" if pair and cell.beside else ", []" * pair
     return f"[{text}{below}]{beside}"
 
 

@@ -206,12 +206,13 @@ def test_both_renderings_hold_every_cell(tmp_path):
     assert "…" not in text
     (tmp_path / "page.typ").write_text('#figure(include "two.typ")')
     found = json.loads(compiler.query(str(tmp_path / "page.typ"), "figure"))
-    shown = re.findall(r'"text": "([^"]*)"', json.dumps(found, ensure_ascii=False))
-    assert shown.count("15.0") == 1
-    assert shown.count("2/2") == 1
+    texts = re.findall(r'"text": "([^"]*)"', json.dumps(found, ensure_ascii=False))
+    shown = "|".join(text for text in texts if text != "\u200b").replace("|/|", "/")  # a strut has no width
+    assert "|15.0|10…20|55.2|50…60|" in shown
+    assert "|2/2|" in shown
     for row in sheet.rows:
         for cell in row[len(sheet.labels) :]:
-            assert {cell.text, cell.beside} - {""} <= set(shown)
+            assert cell.text in shown
 
 
 def test_a_sheet_says_which_row_does_not_fit():
