@@ -6,6 +6,7 @@ VENV ?= .venv
 SCALE ?= mini
 GRID ?= core
 CORES ?= 2
+CORPORA ?= books
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CSRC := $(wildcard csrc/*)
@@ -56,9 +57,9 @@ smoke: $(INSTALLED)  ## every notebook at scale=smoke
 	  $(BIN)/papermill --no-progress-bar $$notebook runs/smoke/$$(basename $$notebook) -p scale smoke || exit 1; \
 	done
 
-why: $(INSTALLED)  ## does precision or rank bring it back? runs what has no record here, resumes (SCALE=smoke|mini; runs/why.ipynb)
+why: $(INSTALLED)  ## does precision or rank bring it back? runs what has no record here, resumes (CORPORA=books,news; runs/why.ipynb)
 	mkdir -p runs
-	$(BIN)/papermill --no-progress-bar notebooks/04_why.ipynb runs/why.ipynb -p scale $(SCALE) -p rerun True
+	$(BIN)/papermill --no-progress-bar notebooks/04_why.ipynb runs/why.ipynb -p scale $(SCALE) -p rerun True -p corpora $(CORPORA)
 	@echo "Open runs/why.ipynb: $(BIN)/jupyter lab runs/why.ipynb"
 
 # FRESH=1 makes all records first, in paper/build/fresh; only once all are there do they replace the committed ones.

@@ -7,6 +7,7 @@ of a group, whatever the optimizer does there is rounded away: those weights hav
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def edge(config: RunConfig) -> float | None:
     return movable_below(config.learning_rate * largest_step(config.adam_beta2))
 
 
-def predict(config: RunConfig, before: dict[str, torch.Tensor], quantizer_name: str) -> dict[str, float | bool | None]:
+def predict(config: RunConfig, before: dict[str, torch.Tensor], quantizer_name: str) -> dict[str, Any]:
     """Whether what an arm will have forgotten comes back under a quantizer, and the numbers that say so.
 
     Not seen from here: what embeddings, norms and head learn, which are never quantized; how far the model may be off
@@ -55,13 +56,15 @@ def predict(config: RunConfig, before: dict[str, torch.Tensor], quantizer_name: 
         ``edge``: of ``edge``. ``zero_bin``: s/2, the median over weights. ``sigma``: root mean square of all weights.
         ``movable``: percent of the weights under the edge. ``hidden``: percent of those whose group has edge ≤ s/2, so
         that nothing the optimizer can do changes their code. ``projection``: share of the update expected to survive,
-        Σ δ·ΔW / Σ ΔW², see ``surviving``. ``recovers``: ``hidden`` is over ``HIDDEN``.
+        Σ δ·ΔW / Σ ΔW², see ``surviving``. ``recovers``: ``hidden`` is over ``HIDDEN``. ``layers``: ``zero_bin`` and
+        ``hidden`` of each.
 
     Raises:
         ValueError: the name is no RTN quantizer's, or its groups do not divide a layer (names it).
     """
     spec, reach = QuantSpec.parse(quantizer_name), edge(config)
     steps, widths, squares, weights, movable, hidden, kept = [], [], 0.0, 0, 0, 0, 0.0
+    layers = {}
     for name, weight in before.items():
         scales, _ = grid_of(weight, spec, name)  # (rows, groups)
         size = to_groups(weight.float().abs(), spec, name)  # (rows, groups, width)
@@ -70,10 +73,15 @@ def predict(config: RunConfig, before: dict[str, torch.Tensor], quantizer_name: 
         widths.append(torch.full_like(steps[-1], size.shape[-1]))
         squares += size.double().square().sum().item()
         weights += size.numel()
-        movable += count.sum().item()
+        here, inside = count.sum().item(), 0
+        movable += here
         if reach is not None:
-            hidden += count[reach <= scales / 2].sum().item()
+            inside = count[reach <= scales / 2].sum().item()
+            hidden += inside
             kept += (count * surviving(scales, size.amax(-1).clamp(max=reach))).double().sum().item()
+        layers[name] = {
+            "zero_bin": _median(steps[-1], widths[-1]) / 2, "hidden": 100 * inside / here if here else 0.0,
+        }  # fmt: skip
     share = 100 * hidden / movable if movable else 0.0
     return {
         "edge": reach,
@@ -83,6 +91,7 @@ def predict(config: RunConfig, before: dict[str, torch.Tensor], quantizer_name: 
         "hidden": share,
         "projection": 1.0 if reach is None else kept / movable if movable else 0.0,
         "recovers": share > HIDDEN,
+        "layers": layers,
     }
 
 

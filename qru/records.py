@@ -213,6 +213,9 @@ def slim(record: Record, layers: Sequence[str] = ()) -> dict[str, Any]:
         }
         for quantizer, crossing in out["crossings"].items()
     }
+    for name, known in out.get("prediction", {}).items():
+        if name not in layers:
+            out["prediction"][name] = {key: value for key, value in known.items() if key != "layers"}
     if history := out.get("history"):
         looks = [row for row in history[:-1] if not EXAMPLES.isdisjoint(row)] + history[-1:]
         out["history"] = [{key: value for key, value in row.items() if key not in ("loss", "seconds")} for row in looks]

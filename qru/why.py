@@ -216,10 +216,15 @@ def _number(value: float | None) -> float:
 
 
 def layer_table(records: Iterable[Record], quantizer: str) -> pd.DataFrame:
-    """One row a run and layer: what moved, and what of it is left under one quantizer."""
+    """One row a run and layer: what moved, what of it is left under one quantizer, and what was foreseen to be hidden.
+
+    Columns ``hidden`` and ``zero_bin`` are NaN where a record has no prediction for single layers.
+    """
     rows = []
     for record in records:
+        foreseen = record.extra["prediction"][quantizer].get("layers", {})
         for layer, counts in record.crossings[quantizer]["layers"].items():
+            known = foreseen.get(layer, {"hidden": math.nan, "zero_bin": math.nan})
             rows.append({
                 "arm": arm_of(record.config), "corpus": record.config["corpus"], "method": record.config["method"],
                 "seed": record.config["seed"], "layer": layer,
@@ -227,6 +232,7 @@ def layer_table(records: Iterable[Record], quantizer: str) -> pd.DataFrame:
                 "crossed": 100 * counts["crossed"] / counts["weights"],
                 "predicted_crossed": 100 * counts["predicted"] / counts["weights"],
                 "projection": _number(counts["projection"]), "cosine": _number(counts["cosine"]),
+                "hidden": known["hidden"], "zero_bin": known["zero_bin"],
             })  # fmt: skip
     return pd.DataFrame(rows)
 

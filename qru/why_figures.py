@@ -390,6 +390,7 @@ def outline(inside: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]
 # --- layer by layer ---------------------------------------------------------------------------------------------
 
 LAYER_QUANTITIES = {
+    "hidden": ("foreseen\nhidden (%)", Normalize(0, 100)),
     "moved": ("moved (%)", Normalize(0, 100)),
     "crossed": ("crossed (%)", LogNorm(1e-3, 100)),
     "projection": ("projection", Normalize(0, 1.2)),  # 1: the update survives
@@ -405,6 +406,7 @@ def layers(table: pd.DataFrame) -> Figure:
     Args:
         table: columns ``layer`` (``"model.layers.0.self_attn.q_proj"``), ``arm``, ``moved``, ``crossed``,
             ``predicted_crossed`` (percent of weights), ``projection``; a row a layer and run, all under one quantizer.
+            Where it has ``hidden`` (percent of the movable weights that cannot leave the zero bin), that stands first.
 
     Raises:
         ValueError: a column is missing, an arm is unknown, or the rows are of several quantizers.
@@ -418,12 +420,16 @@ def layers(table: pd.DataFrame) -> Figure:
     parts = table["layer"].str.extract(r"\.(?P<block>\d+)\..*?(?P<module>\w+?)(?:_proj)?$")
     table = table.assign(block=parts["block"].astype(int), module=parts["module"])
     names, modules, blocks = known_arms(table), module_order(table), sorted(table["block"].unique())
+    foreseen = "hidden" in table and table["hidden"].notna().any()
+    quantities = {key: value for key, value in LAYER_QUANTITIES.items() if key != "hidden" or foreseen}
+    first = next(iter(quantities))
+    tall = 0.32 + max(0.5, min(1.6, 0.13 * len(blocks)))
     with printing():
         figure, axes = plt.subplots(
-            len(LAYER_QUANTITIES), len(names), squeeze=False, sharex=True, sharey=True, layout="constrained",
-            figsize=(max(COLUMN, 0.9 + 0.87 * len(names)), 0.75 + 3 * (0.32 + max(0.5, min(1.6, 0.13 * len(blocks))))),
+            len(quantities), len(names), squeeze=False, sharex=True, sharey=True, layout="constrained",
+            figsize=(max(COLUMN, 0.9 + 0.87 * len(names)), 0.75 + len(quantities) * tall),
         )  # fmt: skip
-        for row, (key, (title, norm)) in zip(axes, LAYER_QUANTITIES.items(), strict=True):
+        for row, (key, (title, norm)) in zip(axes, quantities.items(), strict=True):
             for ax, arm in zip(row, names, strict=True):
                 rows = table[table["arm"] == arm]
                 grid = rows.pivot_table(index="block", columns="module", values=key, aggfunc="median", dropna=False)
@@ -436,12 +442,12 @@ def layers(table: pd.DataFrame) -> Figure:
                     cmap="Blues", norm=norm, edgecolor="white", linewidth=0.5,
                 )  # fmt: skip
                 middle = grid.stack().median()
-                text = "–" if np.isnan(middle) else f"{middle:.2g}"
+                text = "–" if np.isnan(middle) else f"{middle:.0f}" if middle >= 99.5 else f"{middle:.2g}"
                 if key == "crossed":
                     text += f" ({rows['predicted_crossed'].median():.2g})"
                 headed(
                     ax,
-                    "\n".join(textwrap.wrap(arm, 12)) if key == "moved" else "",
+                    "\n".join(textwrap.wrap(arm, 12)) if key == first else "",
                     ARMS[arm][0],
                     loc="center",
                     fontsize=7.5,

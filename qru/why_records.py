@@ -7,16 +7,20 @@ A run's own record is about a megabyte. What is committed are slim copies (``rec
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from IPython.display import Markdown
 
-from qru import models, paths, pipeline, records, why
+from qru import compress, models, movement, paths, pipeline, records, why
 from qru.arms import tidy
 from qru.config import RunConfig
+from qru.prediction import predict
 from qru.records import Record, say
 from qru.registry import unknown
 
@@ -93,7 +97,7 @@ def collect(
         compared = {record.run for record in found[MAIN]}
         chosen = {record.run: record for part in parts for record in found[part]}
         for run, record in chosen.items():
-            records.keep(record, KEPT, (LAYERS,) if run in compared else ())
+            records.keep(with_layers(record), KEPT, (LAYERS,) if run in compared else ())
         drop_others([config for grid in grids.values() for config in grid])
         say(f"kept {len(chosen)} records in {KEPT}")
     if not found[MAIN]:
@@ -140,6 +144,21 @@ def of_grid(grid: Sequence[RunConfig], stored: Sequence[Record]) -> list[Record]
 
 def configuration_of(record: Record) -> RunConfig:
     return RunConfig.from_dict({key: value for key, value in record.config.items() if key != "hash"})
+
+
+def with_layers(record: Record) -> Record:
+    """A record with what was foreseen of single layers, which older ones lack: it follows from settings and target."""
+    if all("layers" in known for known in record.extra["prediction"].values()):
+        return record
+    target, _ = movement.checkpoints(record)
+    before, config = _layers_before(target), configuration_of(record)
+    foreseen = {name: predict(config, before, name) for name in record.extra["prediction"]}
+    return replace(record, extra=record.extra | {"prediction": foreseen})
+
+
+@functools.cache
+def _layers_before(target: Path) -> dict[str, torch.Tensor]:
+    return compress.stored_layers(models.load_weights(target, torch.bfloat16))
 
 
 def drop_others(declared: Sequence[RunConfig]) -> None:

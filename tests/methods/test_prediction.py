@@ -179,3 +179,16 @@ def test_the_score_counts_every_row_once():
         "n": 7, "right": 3, "wrong": 3, "undecided": 1, "false_alarms": 1, "missed": 2,
     }  # fmt: skip
     assert set(scored([]).values()) == {0}
+
+
+def test_layers_are_foreseen_one_by_one():
+    """Of two layers the one with the larger weights has the wider zero bin, and hides what the other does not."""
+    config = RunConfig(method="ga_klr", learning_rate=2.6e-5)
+    narrow, wide = torch.full((4, 128), 0.005), torch.full((4, 128), 0.005)
+    narrow[:, 0], wide[:, 0] = 0.02, 0.5  # int4: zero bins of 0.02/16 and 0.5/16; the edge is 2^-7
+    before = {"narrow": narrow.bfloat16(), "wide": wide.bfloat16()}
+    found = predict(config, before, "rtn-int4-g128")
+    assert found["edge"] == 2.0**-7
+    assert {name: layer["hidden"] for name, layer in found["layers"].items()} == {"narrow": 0.0, "wide": 100.0}
+    assert found["layers"]["wide"]["zero_bin"] == 0.5 / 16
+    assert found["hidden"] == 50.0
