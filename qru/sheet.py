@@ -102,7 +102,7 @@ def sheet_typst(sheet: Sheet) -> str:
     sides = [side for i, pair in enumerate(pairs)
              for side in (["left"] if i < len(sheet.labels) else ["right"]) + ["left"] * pair]  # fmt: skip
     insets = [inset for pair in pairs for inset in ([(1.8, 0), (2.2, 3.4)] if pair else [(1.8, 1.8)])]
-    ends = {labels, *(end for _, _, end in above)}
+    ends = {*range(1, labels + 1), *(end for _, _, end in above)}  # of labels and of groups: a gap follows
     gaps = ["7pt" if column + 1 in ends else "0pt" for column in range(width - 1)]
     titles = [f"table.cell(colspan: {end - start}, align: center)[{typst(title)}]" for title, start, end in above]
     lines = [
