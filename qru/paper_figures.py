@@ -72,10 +72,11 @@ def grid_frame(records: Sequence[Record], quantizer: str) -> pd.DataFrame:
     groups: dict[tuple, list[Record]] = {}
     lora = [record for record in records if record.config["adapter"] == "lora"]
     for record in lora:
+        first = settings(lora[0].config)
         rest = [
             key
             for key, value in settings(record.config).items()
-            if key not in ("corpus", "method", *FACTORS) and lora[0].config.get(key) != value
+            if key not in ("corpus", "method", *FACTORS) and first.get(key) != value
         ]
         if rest:
             raise ValueError(f"{record.path} differs from {lora[0].path} in {', '.join(rest)}: that is another grid.")

@@ -6,12 +6,12 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
 
-from qru.config import WHOLE
+from qru.config import LATER, WHOLE, RunConfig
 from qru.records import Record, examples_of, load_record, load_records
 from qru.registry import unknown
 from qru.reported import reported
@@ -52,8 +52,9 @@ def arm_name(config: Mapping[str, Any]) -> str:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of one cell share: everything but the seed."""
-    return {key: value for key, value in config.items() if key not in ("seed", "hash")}
+    """What runs of one cell share: everything but the seed. What came after a record was made is at its default."""
+    later = {field.name: field.default for field in fields(RunConfig) if field.name in LATER}
+    return later | {key: value for key, value in config.items() if key not in ("seed", "hash")}
 
 
 def seeded(files: Sequence[str] = (), scale: str = "mini") -> list[Record]:

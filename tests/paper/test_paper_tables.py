@@ -90,6 +90,14 @@ def test_what_cannot_be_averaged_is_refused():
         cells_over_seeds([])
 
 
+def test_a_record_from_before_a_setting_is_one_of_its_default():
+    before, after = run(seed=0), run(seed=1, rounding="nearest", chat_template=False, adam_beta2=0.999)
+    assert "rounding" not in before.config
+    assert [len(found) for found in cells_over_seeds([before, after]).values()] == [2]
+    with pytest.raises(ValueError, match="another adam_beta2:"):
+        cells_over_seeds([before, run(seed=1, adam_beta2=0.95)])
+
+
 def test_arms_have_names():
     def name(**config):
         return arm_name({"moments": None, "rounding": "nearest"} | config)
