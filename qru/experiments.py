@@ -530,7 +530,7 @@ def tell(dry_run: str) -> list[str]:
         return [*out, "nothing to do"] if "Nothing to be done" in dry_run else [dry_run]
     for kind, title in (("run", "runs to make"), ("table", "tables to draw"), ("figure", "figures to draw")):
         if names := jobs.pop(kind, []):
-            out += [f"{len(names)} {title}:", *(f"  {name}" for name in sorted(names))]
+            out += [f"{title} ({len(names)}):", *(f"  {name}" for name in sorted(names))]
     return out + [f"then {kind} {name}" for kind, names in jobs.items() for name in names]
 
 

@@ -95,6 +95,7 @@ def build(folder, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_what_fails_what_is_kept_and_what_is_made_again(build, folder):
     paper = folder / "paper"
     pdf = paper / "build" / "paper.pdf"
