@@ -152,6 +152,10 @@ def forget_set_records(kind: str, adapter: str = "full") -> list[Record]:
 ZERO_BINS = {"rtn-int8-g128": 0.0002, "rtn-int4-g128": 0.0035, "rtn-int4-tensor": 0.0071, "rtn-int3-g128": 0.007}
 
 
+# Of further grids that parts of the experiment ask for.
+MORE_BINS = {"rtn-int4-g32": 0.0028, "rtn-int4-g64": 0.0031, "rtn-int4-row": 0.0042}
+
+
 def why_record(
     arm: str, corpus: str = "books", method: str = "ga_klr", seed: int = 0, back: tuple[str, ...] = (),
     reached: bool = True, knowledge: bool = False, **changes,
@@ -225,7 +229,7 @@ def why_record(
                 "edge": edge, "zero_bin": zero, "sigma": 0.02, "movable": 12.3456789, "projection": 1.0,
                 "hidden": 100.0 * (edge is not None and edge <= zero), "recovers": edge is not None and edge <= zero,
             }
-            for quantizer, zero in ((name, ZERO_BINS[name]) for name in config.quantizers)
+            for quantizer, zero in ((name, (ZERO_BINS | MORE_BINS)[name]) for name in config.quantizers)
         },
     }  # fmt: skip
     extra = {key: part for key, part in value.items() if key not in SECTIONS}

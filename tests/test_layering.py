@@ -18,18 +18,20 @@ LEVELS = {
     "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
     "models": 3, "launch": 3, "figures": 3, "typeset": 3,
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4,
-    "sheet": 4, "paper_tables": 5, "paper_figures": 6,
+    "sheet": 4, "evaluation_sheet": 5, "print_figures": 5, "paper_tables": 5, "paper_figures": 6,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,
     "scoring": 6, "movement": 6, "prediction": 6,
     "inputs": 7,
     "pipeline": 8,
     "arms": 9, "budget": 9, "preparation": 9, "choose": 9, "widgets": 9, "cli": 9, "train": 9,
     "experiments": 10, "why": 10,
-    "why_records": 11, "why_verdict": 11,
+    "why_records": 11, "why_verdict": 11, "update_record": 11, "why_sheets": 12,
+    "paper_words": 13, "paper_facts": 14,
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",
-    "kernel_figures", "why_figures", "reported", "sheet", "paper_tables", "paper_figures",
+    "kernel_figures", "why_figures", "reported", "sheet", "paper_tables", "paper_figures", "print_figures",
+    "evaluation_sheet",
 )  # fmt: skip
 
 
