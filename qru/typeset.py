@@ -1,19 +1,17 @@
-"""Records -> what the paper is typeset from: Typst and LaTeX tables, figures on disk, and the facts of its text."""
+"""Records -> what the paper is typeset from: Typst and LaTeX tables and figures on disk; and the PDF."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qru.config import WHOLE
-from qru.records import Record, atomic_file, load_record, load_records, say, write_json
+from qru.records import Record, atomic_file, load_record, load_records, say
 from qru.registry import unknown
 from qru.style import precision_label
 from qru.tables import METRICS, labelled, score_frame, with_interval
@@ -170,77 +168,6 @@ def save_figure(out: str, figure: Figure) -> Figure:
     return figure
 
 
-def facts(records: Sequence[Record]) -> dict[str, Any]:
-    """Every number and name that the text of the paper mentions.
-
-    Args:
-        records: of one corpus and scale.
-
-    Returns:
-        What ``paper.typ`` reads as JSON.
-    """
-    arms = labelled(*records)
-    first = records[0]
-    frame = score_frame(arms)
-    examples = frame.groupby("metric")["examples"].first()
-    rule = next(iter(first.extra["recovered"].values()))["recovers"]["metrics"]
-    runs = [
-        {
-            "title": title(label),
-            "learning_rate": f"{record.config['learning_rate']:g}".replace("e-0", "e-"),
-            "epochs": str(record.config["epochs"]),
-            "retain_weight": f"{record.config['retain_weight']:g}",
-            "steps": str(record.extra["history"][-1]["step"] + 1),
-            "minutes": f"{sum(stage['seconds'] for stage in record.cost.values()) / 60:.1f}",
-            "hash": record.config["hash"][:10],
-        }
-        for label, record in arms.items()
-    ]
-    pairs = []
-    for label, record in arms.items():
-        for precision, found in record.extra["recovered"].items():
-            about = [line for line in record.extra["verdict"] if line.startswith(f"under {precision} ")]
-            sentence = " ".join(about).replace(precision, precision_label(precision))
-            pairs.append((title(label), record.config["adapter"], sentence, found["recovers"]["recovers"]))
-    return {
-        "corpus": first.config["corpus"],
-        "scale": first.config["scale"],
-        "seeds": sorted({record.config["seed"] for record in records}),
-        "quantizers": [precision_label(name) for name in first.config["quantizers"]],
-        "weights": f"{next(iter(first.crossings.values()))['total']['weights']:,}",
-        "batch_size": str(first.config["batch_size"]),
-        "goals": sorted({f"{goal:g}" for goal in (r.config["forget_goal"] for r in records) if goal is not None}),
-        "beta": f"{first.config['beta']:g}",
-        "lora": {"rank": str(first.config["lora_rank"]), "alpha": f"{first.config['lora_alpha']:g}"},
-        "examples": {metric: str(count) for metric, count in examples.items()},
-        "rule": {metric: f"{found['threshold']:g}" for metric, found in rule.items()},
-        "runs": runs,
-        "returns": {
-            "pairs": str(len(pairs)),
-            "back": str(sum(back for *_, back in pairs)),
-            "by_arm": {
-                adapter: {
-                    "pairs": str(sum(a == adapter for _, a, *_ in pairs)),
-                    "back": str(sum(back for _, a, _, back in pairs if a == adapter)),
-                }
-                for adapter in dict.fromkeys(a for _, a, *_ in pairs)
-            },
-            "which": [{"run": name, "sentence": sentence} for name, _, sentence, back in pairs if back],
-        },
-        "provenance": _provenance(records),
-    }
-
-
-def _provenance(records: Sequence[Record]) -> Mapping[str, Any]:
-    found = [record.provenance for record in records]
-    return {
-        "commits": sorted({(one["commit"] or "unknown")[:10] for one in found}),
-        "dirty": any(one["dirty"] for one in found),
-        "hardware": sorted({f"{one['hardware']['processor']}, {one['hardware']['cores']} cores" for one in found}),
-        "torch": sorted({one["versions"]["torch"] for one in found}),
-    }
-
-
 def pdf(source: Path, out: Path) -> None:
     """Compile a Typst document; the same sources give the same bytes.
 
@@ -258,15 +185,10 @@ def pdf(source: Path, out: Path) -> None:
 
 
 def main(command: str, *arguments: str) -> None:
-    """``facts OUT '{"tables/x": [RECORD, …], …}'`` or ``pdf SOURCE OUT``."""
-    if command == "facts":
-        out, shown = arguments
-        paths = dict.fromkeys(path for records in json.loads(shown).values() for path in records)
-        write_json(Path(out), facts([load_record(path) for path in paths]))
-    elif command == "pdf":
-        pdf(*map(Path, arguments))
-    else:
-        raise unknown("command", command, ("facts", "pdf"))
+    """``pdf SOURCE OUT``."""
+    if command != "pdf":
+        raise unknown("command", command, ("pdf",))
+    pdf(*map(Path, arguments))
 
 
 if __name__ == "__main__":

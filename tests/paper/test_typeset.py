@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import typst as compiler
 
 from qru import figures, typeset
-from qru.records import SECTIONS, Record, load_record, write_json
-from qru.typeset import chosen, facts, latex, pdf, save_figure, save_scores, scores_latex, scores_typst, title
-from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
-
-PAPER = Path(__file__).resolve().parents[2] / "paper"
-
-
-def whole_record(adapter: str) -> Record:
-    """A made-up record with everything that the text of the paper mentions."""
-    record = synthetic_record(adapter)
-    config = {
-        "learning_rate": 3e-5, "epochs": 7, "retain_weight": 2.0, "batch_size": 8, "beta": 0.1, "forget_goal": None,
-        "lora_rank": 32, "lora_alpha": 64.0,
-    }  # fmt: skip
-    where = {
-        "commit": "0123456789abcdef", "dirty": False, "hardware": {"processor": "none", "cores": 2},
-        "versions": {"torch": "2"},
-    }  # fmt: skip
-    recovered = record.extra["recovered"]
-    for found in recovered.values():
-        limits = {"verbmem": {"threshold": 10.0}, "knowmem": {"threshold": 5.0}}
-        found["recovers"] = found["recovers"] | {"metrics": limits}
-    return dataclasses.replace(record, config=record.config | config, provenance=record.provenance | where)
+from qru.records import SECTIONS, Record, write_json
+from qru.typeset import chosen, latex, pdf, save_figure, scores_latex, scores_typst, title
+from tests.synthetic import forget_set_records, synthetic_record
 
 
 def write_record(record: Record, path: Path) -> Path:
     write_json(path, {name: getattr(record, name) for name in SECTIONS} | record.extra)
     return path
-
-
-def build(folder: Path, records: list[Record]) -> str:
-    """Make the paper in ``folder`` without the graph; return its text as Typst has it after compiling."""
-    for name in ("paper.typ", "refs.bib"):
-        shutil.copy(PAPER / name, folder / name)
-    save_scores(str(folder / "tables" / "scores"), records, PRECISIONS)
-    save_figure(str(folder / "figures" / "recovery"), figures.recovery(*records))
-    write_json(folder / "build" / "facts.json", facts(records))
-    pdf(folder / "paper.typ", folder / "build" / "paper.pdf")
-    return compiler.query(str(folder / "paper.typ"), "figure")
-
-
-def test_the_pdf_says_what_the_records_say(tmp_path):
-    paths = [write_record(whole_record(arm), tmp_path / f"{arm}.json") for arm in ("full", "lora")]
-    text = build(tmp_path, [load_record(path) for path in paths])
-    first = (tmp_path / "build" / "paper.pdf").read_bytes()
-    assert first.startswith(b"%PDF")
-    assert '"86.0"' in text, "VerbMem of the full arm under int4 tensor"
-    assert '"12.3"' not in text
-    build(tmp_path, [load_record(path) for path in paths])
-    assert (tmp_path / "build" / "paper.pdf").read_bytes() == first, "the same records give the same bytes"
-
-    value = json.loads(paths[0].read_text())
-    value["scores"]["unlearned"]["rtn-int4-tensor"]["verbmem"]["value"] = 12.3
-    write_json(paths[0], value)
-    text = build(tmp_path, [load_record(path) for path in paths])
-    assert '"12.3"' in text
-    assert '"86.0"' not in text
-    assert (tmp_path / "build" / "paper.pdf").read_bytes() != first
 
 
 def test_a_typst_error_shows_the_line(tmp_path):
@@ -79,7 +27,7 @@ def test_a_typst_error_shows_the_line(tmp_path):
 
 
 def test_tables_hold_every_row_and_mark_what_returns():
-    records = [whole_record("full"), whole_record("lora")]
+    records = [synthetic_record("full"), synthetic_record("lora")]
     made, text = scores_typst(records), scores_latex(records)
     assert made.count("rowspan: 5") == 4
     assert made.count("[*yes*]") == 4

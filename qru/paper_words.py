@@ -1,0 +1,639 @@
+"""Sentences of the paper: every claim and every number in them is counted from records when the paper is made.
+
+Each function reads records and returns plain sentences. They are built so that any outcome reads truly: what came back
+is told where it came back, and what did not is told, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from qru import kernel_record, models, why, why_sheets, why_verdict
+from qru.paper_figures import chosen_row, grid_frame
+from qru.paper_tables import arm_name, cost_frame, listed
+from qru.prediction import HIDDEN, scored
+from qru.records import Record
+from qru.reported import reported
+from qru.style import precision_label
+from qru.tables import METRICS, number, with_interval
+from qru.typeset import method_title
+
+MAIN_GRID = "rtn-int4-g128"  # the 4 bits that people deploy; of several quantizers the one spoken of
+FAMILIES = {
+    why_verdict.STILL: "where stored bf16 weights are stepped and rounded to nearest",
+    why_verdict.STEPPED: "with full rank and no dead zone",
+    why_verdict.LOW: "with LoRA",
+}
+BINDS = {"fma": "multiply-adds"}  # what sets a ceiling, in words
+NONE = "There is no record of this part of the experiment."
+
+
+def short(text: str) -> str:
+    """Names of quantizers inside a sentence as they are printed: ``rtn-int4-g128`` -> ``int4 g128``."""
+    return re.sub(r"rtn-int\d[\w-]*", lambda found: precision_label(found[0]), text)
+
+
+def sentence(text: str) -> str:
+    """With a capital, where a sentence begins with a word, and a full stop."""
+    text = (text[:1].upper() if text[:1].isascii() else text[:1]) + text[1:]
+    return text if text.endswith(".") else f"{text}."
+
+
+def counted(count: int, one: str, more: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def span(values: Iterable[float], digits: int = 0, unit: str = "") -> str:
+    """``3 to 17``, or the one value; ``unknown`` without any."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "unknown"
+    ends = list(dict.fromkeys(number(value, digits) for value in (min(known), max(known))))
+    return " to ".join(ends) + unit
+
+
+def general(value: float, digits: int = 2) -> str:
+    """A number of any size with a few digits: ``0.0071``, ``1.2e-4``, ``38``."""
+    told = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    return re.sub(r"e([+-])0*(\d)", r"e\1\2", told).replace("e+", "e").replace("-", "−")
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """``LoRA fp32, GA+KLR, books, int4 g128``."""
+    return ", ".join((row["arm"], method_title(row["method"]), row["corpus"], precision_label(row["quantizer"])))
+
+
+# --- why it comes back --------------------------------------------------------------------------------------------
+
+
+def said(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``why_verdict.outcomes`` that say whether text came back."""
+    return table[table["back"].notna()]
+
+
+def family_returns(found: Sequence[Record]) -> dict[str, str]:
+    """Family of arms -> under which quantizers its text comes back, in how many of how many runs."""
+    table = why_verdict.outcomes(found)
+    out = {}
+    for family, words in FAMILIES.items():
+        rows = said(table[table["family"] == family])
+        if rows.empty:
+            if (table["family"] == family).any():
+                out[family] = f"{words}, no run forgot anything that could come back"
+            continue
+        parts = []
+        for quantizer in why_verdict.finest_first(table):
+            of = rows[rows["quantizer"] == quantizer]
+            back = of["back"].astype(bool)
+            if back.any():
+                share = number(of.loc[back, "text_regained"].median(), 0)
+                parts.append(f"under {precision_label(quantizer)} in {back.sum()} of {len(of)} (median {share} %)")
+        quantizers = counted(rows["quantizer"].nunique(), "quantizer")
+        runs = counted(rows["run"].nunique(), "run")
+        out[family] = (
+            f"{words} ({runs}), the forgotten text comes back {listed(parts)}"
+            if parts
+            else f"{words}, it comes back in none of {runs} under any of {quantizers}"
+        )
+    return out
+
+
+def cause(found: Sequence[Record]) -> str:
+    """Which of the two, precision or rank, the runs speak for, in the share of runs that any quantizer brings back."""
+    rows = said(why_verdict.outcomes(found))
+    by_run = rows.groupby(["family", "run"])["back"].any()
+    share = {family: 100 * by_run[family].mean() for family in FAMILIES if family in by_run}
+    if len(share) < len(FAMILIES):
+        return "Not every family of arms has a run that could tell precision from rank."
+    still, stepped, low = (share[family] for family in FAMILIES)
+    told = (
+        f"Some quantizer brings text back in {number(still, 0)} % of the runs with a dead zone, in "
+        f"{number(stepped, 0)} % of those of full rank without one, and in {number(low, 0)} % of those with LoRA"
+    )
+    precision, rank = still - stepped, stepped - low
+    if abs(precision) == abs(rank):
+        return f"{told}: precision and rank explain the same."
+    first, second = ("precision", "rank") if abs(precision) > abs(rank) else ("rank", "precision")
+    small = min(abs(precision), abs(rank))
+    rest = f", {second} nothing" if round(small) == 0 else f" than {second} ({number(small, 0)})"
+    word = "explains" if round(small) == 0 else "explains more"
+    return f"{told}: {first} {word} ({number(max(abs(precision), abs(rank)), 0)} points){rest}."
+
+
+def share_ranges(found: Sequence[Record]) -> list[str]:
+    """The recovered shares of the cells of the table, least and greatest, with their intervals over examples.
+
+    A cell is a corpus, method, arm and quantizer: the mean over those seeds that met the goal.
+    """
+    table = why_verdict.outcomes(found)
+    known = why.over_seeds(why_sheets.met(found))
+    known = known[known["share"].notna()]
+    known["family"] = known["arm"].map(table.drop_duplicates("arm").set_index("arm")["family"])
+    still, free = (known[(known["family"] == why_verdict.STILL) == dead] for dead in (True, False))
+    out, parts = [], []
+    for quantizer in why_verdict.finest_first(table):
+        of = still[still["quantizer"] == quantizer]
+        if len(of):
+            ends = dict.fromkeys(_share(of.loc[at]) for at in (of["share"].idxmin(), of["share"].idxmax()))
+            parts.append(f"{' to '.join(ends)} under {precision_label(quantizer)}")
+    if parts:
+        out.append(
+            f"The share of the text regained in {_cells(still)} with a dead zone is {listed(parts)}: least to greatest "
+            "mean over seeds, in percent with 95 % intervals over examples."
+        )
+    if len(free):
+        ends = {"least": free.loc[free["share"].idxmin()], "greatest": free.loc[free["share"].idxmax()]}
+        told = listed([f"the {word} is {_share(end)} ({cell_name(end)})" for word, end in ends.items()])
+        out.append(f"In {_cells(free)} without one, over all quantizers, {told}.")
+    return out
+
+
+def _cells(shares: pd.DataFrame) -> str:
+    """How many arms × methods × corpora."""
+    return (
+        counted(len(shares[["corpus", "method", "arm"]].drop_duplicates()), "combination")
+        + " of arm, method and corpus"
+    )
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    low, high = (max(-999.0, min(999.0, row[end])) for end in ("low", "high"))
+    return with_interval(row["share"], low, high, digits=0)
+
+
+def foreseen(found: Sequence[Record]) -> list[str]:
+    """The prediction scored, beside what saying "never" would have scored; and what was wrong."""
+    table = why_verdict.outcomes(found)
+    score = scored(zip(table["predicted"], table["back"], strict=True))
+    decided = score["n"] - score["undecided"]
+    if not decided:
+        return ["No prediction could be scored."]
+    rows = said(table)
+    back = int(rows["back"].astype(bool).sum())
+    different = len(rows.drop_duplicates(["corpus", "method", "arm", "quantizer"]))
+    out = [
+        f"Of {decided} predictions, one for each run and quantizer, {score['right']} were right; "
+        f"{score['false_alarms']} announced a return that did not come, {score['missed']} missed one.",
+        f"Text came back in {back} of the {decided}, so always saying that nothing comes back would have been right "
+        f"in {decided - back}.",
+        f"Seeds share a prediction: {different} are of different settings.",
+    ]
+    dead = rows[rows["family"] == why_verdict.STILL]
+    if len(dead):
+        returned = dead["back"].astype(bool)
+        out.append(
+            f"In arms with a dead zone, the only ones where a return is ever predicted, "
+            f"{int((dead['predicted'].astype(bool) == returned).sum())} of {len(dead)} were right, and text came back "
+            f"in {int(returned.sum())}."
+        )
+    if score["undecided"]:
+        out.append(f"Another {score['undecided']} could not be scored, because the run missed the goal.")
+    wrong = why_verdict.mistakes(found)
+    if 0 < len(wrong) <= 6:
+        told = "; ".join(f"{cell_name(row)}, seed {row['seed']}" for _, row in wrong.iterrows())
+        out.append(f"The wrong ones: {told}.")
+    return out
+
+
+def equal_forgetting(found: Sequence[Record]) -> list[str]:
+    """What was compared, and what of it is not equal: the first sentences of the verdict."""
+    lines = why_verdict.sentences(found)
+    at = next((i for i, line in enumerate(lines) if line.startswith("under ")), len(lines))
+    return [short(sentence(line)) for line in lines[:at]]
+
+
+def knowledge(found: Sequence[Record]) -> str:
+    """What comes back of knowledge, which no goal matched."""
+    return next((line for line in why_verdict.sentences(found) if line.startswith(("Of knowledge", "No run lost"))), "")
+
+
+def zone(found: Sequence[Record]) -> dict[str, Any]:
+    """Where the edge of the dead zone lies, over the runs that have one.
+
+    Returns:
+        ``powers`` (exponents of two), ``edge`` (as numbers), ``movable`` (percent of weights) and ``sigma`` (root mean
+        square of the weights, of all runs).
+    """
+    known = [prediction for record in found for prediction in record.extra["prediction"].values()]
+    dead = [prediction for prediction in known if prediction["edge"] is not None]
+    edges = sorted({prediction["edge"] for prediction in dead})
+    return {
+        "powers": [str(round(math.log2(value))).replace("-", "−") for value in edges],
+        "edge": listed([general(value) for value in edges]) if edges else "unknown",
+        "movable": span([prediction["movable"] for prediction in dead], 0, " %"),
+        "sigma": span([prediction["sigma"] for prediction in known], 3),
+    }
+
+
+def mechanism(found: Sequence[Record]) -> dict[str, Any]:
+    """What of the update is left in the codes, of runs that met the goal.
+
+    Returns:
+        ``rows``: family, quantizer, half a step, percent of the movable weights that are hidden, percent of all that
+        crossed and that were expected to, and the projection: medians over runs. ``told``: sentences on the least and
+        greatest of single runs.
+    """
+    table = why_verdict.outcomes(found)
+    table = table[table["reached"]]
+    rows, told = [], []
+    for family, words in FAMILIES.items():
+        of = table[table["family"] == family]
+        if of.empty:
+            continue
+        middle = of.groupby("quantizer")[["zero_bin", "hidden", "crossed", "predicted_crossed", "projection"]].median()
+        for i, quantizer in enumerate(why_verdict.finest_first(table)):
+            if quantizer in middle.index:
+                zero_bin, hidden, crossed, expected, projection = middle.loc[quantizer]
+                inside = number(hidden, 0) if family == why_verdict.STILL else "–"
+                cells = [number(zero_bin, 4), inside, general(crossed), general(expected), number(projection, 2)]
+                rows.append(["" if i else family, precision_label(quantizer), *cells])
+        told.append(
+            f"{words}, {span(of['moved'])} % of the weights have moved in the end, {_between(of['crossed'])} % cross "
+            f"into another bin, and the projection is {span(of['projection'], 2)}"
+        )
+    return {"rows": rows, "told": [sentence(text) for text in told]}
+
+
+def _between(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(general(value) for value in (values.min(), values.max())))
+
+
+def missing(found: Sequence[Record], quantizer: str = MAIN_GRID) -> dict[str, str]:
+    """What others report and these runs do not show, or show: a sentence each.
+
+    Returns:
+        ``plain`` (text under plain 4-bit groups), ``knowledge``, and ``overlap`` (weights that stay in their bin).
+    """
+    table = why_verdict.outcomes(found)
+    table = table[table["reached"]]
+    of = table[table["quantizer"] == quantizer]
+    still, name = of[of["family"] == why_verdict.STILL], precision_label(quantizer)
+    rows = said(still)
+    back = rows["back"].astype(bool)
+    plain = (
+        f"Under {name} text comes back in {back.sum()} of {counted(len(rows), 'run')} with a dead zone "
+        f"({span(rows['text_regained'])} % of it). The edge is {span(rows['edge'], 4)}, half a step in the median "
+        f"{span(rows['zero_bin'], 4)}, and {span(rows['hidden'])} % of the movable weights are hidden."
+        if len(rows)
+        else f"No run with a dead zone forgot any text that could come back under {name}."
+    )
+    runs = table.drop_duplicates("run")
+    asked = said(table.assign(back=table["knowledge_back"]))
+    risen = asked.groupby("run")["back"].any()
+    knowledge = (
+        f"Where text is forgotten, knowledge is {span(runs['knowmem_bf16'])} in bf16 (the target's: "
+        f"{levels(found, 'knowmem', model='target')})"
+        if len(runs) and "knowmem_bf16" in runs
+        else "No knowledge was measured"
+    )
+    knowledge += (
+        f"; in {len(risen)} of {counted(len(runs), 'run')} enough was forgotten to tell, and in {int(risen.sum())} of "
+        "those some quantizer brings knowledge back."
+    )
+    overlap = (
+        f"Under {name} we find {span(100 - still['crossed'], 1)} % with a dead zone, and "
+        f"{span(100 - of.loc[of['family'] != why_verdict.STILL, 'crossed'], 1)} % without one."
+    )
+    return {"plain": plain, "knowledge": knowledge, "overlap": overlap}
+
+
+def dial(found: Sequence[Record]) -> list[str]:
+    """Does recovery switch on where the edge falls into the zero bin, as the learning rate is turned?"""
+    if not found:
+        return [NONE]
+    table = why_verdict.outcomes(found)
+    rows = said(table)
+    runs = table.drop_duplicates("run")
+    out = [
+        f"{counted(len(runs), 'run')} of {listed(list(dict.fromkeys(table['arm'])))} at rates from "
+        f"{general(table['learning_rate'].min())} to {general(table['learning_rate'].max())} "
+        f"(edges from {general(table['edge'].min())} to {general(table['edge'].max())}), of which "
+        f"{int(runs['reached'].sum())} met the goal, under {counted(table['quantizer'].nunique(), 'grid')}."
+    ]
+    if rows.empty:
+        return [*out, "None forgot anything that could come back."]
+    score = scored(zip(rows["predicted"], rows["back"], strict=True))
+    back = rows["back"].astype(bool)
+    out.append(
+        f"Of {len(rows)} pairs of rate and grid, text came back in {back.sum()}; the prediction was right in "
+        f"{score['right']}, with {score['false_alarms']} false alarms and {score['missed']} missed."
+    )
+    for words, of in (("over", rows[rows["hidden"] > HIDDEN]), ("at most", rows[rows["hidden"] <= HIDDEN])):
+        if len(of):
+            regained = f"{span(of['text_regained'])} % of the text" + (
+                f", median {number(of['text_regained'].median(), 0)} %" if len(of) > 1 else ""
+            )
+            out.append(
+                f"Where {words} {HIDDEN:g} % of the movable weights are hidden ({counted(len(of), 'pair')}), "
+                f"{regained}, is regained."
+            )
+    return out
+
+
+def series(values: Iterable[float], digits: int = 0) -> str:
+    return listed([number(value, digits) for value in values])
+
+
+def factor(found: Sequence[Record], field: str, quantizer: str = MAIN_GRID) -> pd.DataFrame:
+    """One row a run: ``why.table`` under one quantizer, and a setting beside; by the setting, then the seed."""
+    rows = []
+    for record in found:
+        table = why.table([record])
+        chosen = table[table["quantizer"] == quantizer]
+        rows.append(dict((chosen if len(chosen) else table).iloc[0]) | {field: record.config[field]})
+    return pd.DataFrame(rows).sort_values([field, "seed"], kind="stable")
+
+
+def alpha(found: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
+    """LoRA's α, at equal steps: how much more moves, crosses and is forgotten."""
+    if not found:
+        return [NONE]
+    rows = factor(found, "lora_alpha", quantizer)
+    return [
+        f"At α = {series(rows['lora_alpha'])}, each with {span(rows['steps'])} steps and no goal "
+        f"({counted(len(rows), 'run')}, seed {listed(sorted(set(rows['seed'])))}), the update is "
+        f"{series(100 * rows['update'], 1)} % of the weights (root mean squares), VerbMem in bf16 comes to "
+        f"{series(rows['verbmem_bf16'])}, Utility to {series(rows['utility_bf16'])}; under "
+        f"{precision_label(quantizer)} {series(rows['crossed'], 1)} % of the weights cross, and the projection is "
+        f"{series(rows['projection'], 2)}."
+    ]
+
+
+def _levels(found: Sequence[Record], field: str, named: Mapping[Any, str]) -> list[str]:
+    """At each value of a setting: runs that met the goal, steps, and the scores in bf16, least to greatest seed."""
+    rows = factor(found, field)
+    every = said(why_verdict.outcomes(found))
+    out = []
+    for value in dict.fromkeys(rows[field]):
+        of = rows[rows[field] == value]
+        back = every[every["run"].isin(of["run"])]
+        met = of[of["reached"]]
+        told = f"{named.get(value, value)}: "
+        told += f"{len(met)} of {counted(len(of), 'run')} met the goal"
+        if len(met):
+            scores = [
+                f"{METRICS[metric].rstrip(' ↓↑')} {span(met[f'{metric}_bf16'])}"
+                for metric in ("knowmem", "utility", "disjoint")
+                if f"{metric}_bf16" in met
+            ]
+            told += f" in {span(met['steps'])} steps, with {listed(scores)} in bf16"
+        if len(back):
+            returned = back.groupby("run")["back"].any()
+            told += f"; text comes back under some quantizer in {int(returned.sum())} of {len(returned)}"
+        out.append(sentence(told))
+    return out
+
+
+def layers(found: Sequence[Record]) -> list[str]:
+    names = {"all": "All linear layers", "mlp": "MLPs alone", "attention": "Attention alone"}
+    return _levels(found, "lora_targets", names) if found else [NONE]
+
+
+def rates(found: Sequence[Record]) -> list[str]:
+    if not found:
+        return [NONE]
+    values = {record.config["learning_rate"] for record in found}
+    return _levels(found, "learning_rate", {value: f"Rate {general(value, 3)}" for value in values})
+
+
+def beta2(found: Sequence[Record]) -> list[str]:
+    """Does the dead zone hold at other β₂ than the one that the comparison was run with?"""
+    if not found:
+        return [NONE]
+    every = [why_verdict.outcomes([record]).assign(beta2=record.config["adam_beta2"]) for record in found]
+    out = []
+    for (value, arm), of in pd.concat(every).groupby(["beta2", "arm"], sort=False):
+        rows = said(of)
+        back = rows[rows["back"].astype(bool)]
+        told = [f"{precision_label(row['quantizer'])} ({number(row['text_regained'], 0)} %)"
+                for _, row in back.iterrows()]  # fmt: skip
+        where = f"text comes back under {listed(told)}" if told else "text comes back under no quantizer"
+        out.append(sentence(f"β₂ = {value:g}, {arm}: {where if len(rows) else 'the goal was missed'}"))
+    return out
+
+
+def sizes(found: Sequence[Record]) -> list[str]:
+    """Models of other width and depth: how far weights had to move, and what came back."""
+    if not found:
+        return [NONE]
+    out = []
+    for record in found:
+        table = why_verdict.outcomes([record])
+        first, rows, size = table.iloc[0], said(table), models.sizes(record.config["scale"])
+        told = (
+            f"width {size.hidden}, {size.layers} layers, {first['arm']}, rate {general(first['learning_rate'], 3)}: "
+            f"{'met' if first['reached'] else 'missed'} the goal after {int(first['steps'])} steps with an update of "
+            f"{number(100 * first['update'], 1)} % of the weights"
+        )
+        if len(rows):
+            shares = [f"{number(row['text_regained'], 0)} % under {precision_label(row['quantizer'])}"
+                      for _, row in rows.sort_values("zero_bin").iterrows()]  # fmt: skip
+            told += f"; text regained: {listed(shares)}"
+        out.append(sentence(told))
+    return out
+
+
+# --- Tables I and II, and what is published -----------------------------------------------------------------------
+
+
+def met(record: Record) -> bool | None:
+    """Did a run reach its forgetting goal? ``None``: it had none."""
+    history = record.extra.get("history")
+    return None if record.config.get("forget_goal") is None or not history else bool(history[-1].get("stopped"))
+
+
+def returns(records: Sequence[Record], quantizers: Sequence[str]) -> list[str]:
+    """Of each arm: runs that met the goal, and in how many memory returns under each quantizer."""
+    by_arm: dict[str, list[Record]] = {}
+    for record in records:
+        by_arm.setdefault(arm_name(record.config), []).append(record)
+    out = []
+    for arm, found in by_arm.items():
+        goals = [goal for record in found if (goal := met(record)) is not None]
+        told = f"{arm} ({counted(len(found), 'run')}"
+        told += f", of which {sum(goals) if sum(goals) < len(goals) else 'all'} met the goal)" if goals else ")"
+        parts = []
+        for quantizer in quantizers:
+            known = [r.extra["recovered"][quantizer]["recovers"] for r in found if quantizer in r.extra["recovered"]]
+            if known:
+                back = sum(one["recovers"] for one in known)
+                parts.append(f"{back} of {len(known)} under {precision_label(quantizer)}")
+        out.append(sentence(f"{told}: memory returns in {listed(parts)}" if parts else f"{told}: not quantized so"))
+    return out
+
+
+def largest_rise(records: Sequence[Record], quantizer: str = MAIN_GRID, metric: str = "verbmem") -> str:
+    """The largest paired rise of a score from bf16 to a quantizer, with its interval and whose it is."""
+    rises = []
+    for record in records:
+        found = record.extra["recovered"].get(quantizer, {}).get("recovers", {}).get("metrics", {}).get(metric, {})
+        if "rise" in found and "ci" in found:
+            rises.append((found["rise"], found["ci"], record))
+    if not rises:
+        return "No rise was measured."
+    rise, ci, record = max(rises, key=lambda one: one[0])
+    config = record.config
+    whose = f"{method_title(config['method'])}, {arm_name(config)}, {config['corpus']}, seed {config['seed']}"
+    return (
+        f"The largest rise of {METRICS[metric].rstrip(' ↓↑')} from bf16 to {precision_label(quantizer)} among "
+        f"{counted(len(rises), 'run')} is {with_interval(rise, *ci)} points ({whose})."
+    )
+
+
+def levels(records: Sequence[Record], metric: str, precision: str = "bf16", model: str = "unlearned") -> str:
+    """Least to greatest value of a score over runs."""
+    scores = [record.scores.get(model, {}).get(precision, {}).get(metric) for record in records]
+    return span(score["value"] for score in scores if score)
+
+
+def published() -> list[str]:
+    """What others report of text that rises between bf16 and 4 bits; theirs, not measured here."""
+    table = reported()
+    rows = table[table["method"].str.contains("_") & (table["table"] != "I")]
+    cell = rows.set_index(["source", "corpus", "method", "arm", "precision"])
+    out = []
+    for source, of in rows.groupby("source", sort=False):
+        for arm, words in (("full", "full fine-tuning"), ("lora", "LoRA")):
+            rises, changes = [], []
+            for corpus, method in (
+                of.loc[of["arm"] == arm, ["corpus", "method"]].drop_duplicates().itertuples(index=False)
+            ):
+                try:
+                    before, after = (cell.loc[(source, corpus, method, arm, p)] for p in ("bf16", "4-bit"))
+                except KeyError:
+                    continue
+                if not math.isnan(after["verbmem"] - before["verbmem"]):
+                    rises.append((after["verbmem"] - before["verbmem"], method, corpus))
+                    changes.append(after["utility"] - before["utility"])
+            if rises:
+                rise, method, corpus = max(rises)
+                out.append(
+                    f"{source}, {words} ({counted(len(rises), 'row')}): the largest rise of VerbMem at 4 bits is "
+                    f"{number(rise, 2)} points ({method_title(method)}, {corpus.upper()}); Utility changes by "
+                    f"{span(changes, 1)} points."
+                )
+    return out
+
+
+def grid(records: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
+    """What LoRA's settings change, around the chosen one."""
+    frame = grid_frame(records, quantizer)
+    if frame.empty:
+        return [NONE]
+    out = []
+    for (corpus, method), of in frame.groupby(["corpus", "method"], sort=False):
+        try:
+            at = chosen_row(of)
+            centre = (
+                f"around rank {at['lora_rank']:g}, α {at['lora_alpha']:g}, rate {general(at['learning_rate'], 3)}, "
+                f"λ {at['retain_weight']:g}"
+            )
+        except ValueError:
+            centre = "without one that all others surround"
+        ends = {
+            (metric, precision): span(of[metric, precision])
+            for metric in ("verbmem", "utility")
+            for precision in ("bf16", quantizer)
+        }
+        here = [r for r in records if (r.config["corpus"], r.config["method"]) == (corpus, method)
+                and r.config["adapter"] == "lora"]  # fmt: skip
+        back = sum(r.extra["recovered"].get(quantizer, {}).get("recovers", {}).get("recovers", False) for r in here)
+        out.append(
+            f"{method_title(method)} on {corpus}, {counted(len(of), 'setting')} {centre}: VerbMem is "
+            f"{ends['verbmem', 'bf16']} in bf16 and {ends['verbmem', quantizer]} under {precision_label(quantizer)}, "
+            f"Utility {ends['utility', 'bf16']} and {ends['utility', quantizer]}; memory returns in {back} of "
+            f"{counted(len(here), 'run')}."
+        )
+    return out
+
+
+def requests(records: Sequence[Record]) -> list[str]:
+    """Larger forget sets, and request after request: text, utility, and whether memory returns."""
+    kinds = {"scal": "Scalability (nested sets)", "sust": "Sustainability (one request after another)"}
+    out = []
+    for kind, words in kinds.items():
+        of = [r for r in records if str(r.config.get("forget_set", "")).startswith(f"{kind}_")]
+        by_arm: dict[tuple[str, str, str], list[Record]] = {}
+        for record in of:
+            key = (record.config["corpus"], method_title(record.config["method"]), arm_name(record.config))
+            by_arm.setdefault(key, []).append(record)
+        for cell, found in by_arm.items():
+            found.sort(key=lambda record: (record.config["forget_set"], record.config["seed"]))
+            documents = listed([str(record.extra["forget_set"]["documents"]) for record in found])
+            scores = {
+                metric: series(r.scores["unlearned"]["bf16"][metric]["value"] for r in found)
+                for metric in ("verbmem", "utility")
+                if all(metric in r.scores["unlearned"]["bf16"] for r in found)
+            }
+            told = listed([f"{METRICS[metric].rstrip(' ↓↑')} {values}" for metric, values in scores.items()])
+            quantizers = list(dict.fromkeys(q for record in found for q in record.extra["recovered"]))
+            back = {
+                q: sum(r.extra["recovered"][q]["recovers"]["recovers"] for r in found if q in r.extra["recovered"])
+                for q in quantizers
+            }
+            risen = [f"{count} of {len(found)} under {precision_label(q)}" for q, count in back.items() if count]
+            returned = f"in {listed(risen)}" if risen else f"in none of {len(found)} under any quantizer"
+            out.append(
+                f"{words}, {', '.join(cell)}, after {documents} documents (seed "
+                f"{listed(sorted({r.config['seed'] for r in found}))}): {told} in bf16; memory returns {returned}."
+            )
+    return out or [NONE]
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def kernel(found: Sequence[Mapping[str, Any]], ranks: Sequence[int] = (16, 64)) -> list[str]:
+    """Time of the fused pass and of what people run today, as multiples of it with 95 % intervals."""
+    names = {"eager": "eager PyTorch", "compile": "torch.compile", "peft-bnb": "peft with bitsandbytes NF4"}
+    out = []
+    for record in found:
+        results = [r for r in record["results"] if r["rank"] in ranks] or record["results"][-1:]
+        for result in results:
+            rows, columns = result["shape"]
+            ours, binds = result["contestants"]["ours"], result["ceilings"]["binds"]
+            others = [
+                f"{words} {kernel_record.ratio(result['contestants'][name]).replace('x [', ' [')}"
+                for name, words in names.items()
+                if name in result["contestants"]
+            ]
+            out.append(
+                f"{rows} × {columns}, rank {result['rank']}, {kernel_record.machine(record)}: {ours['ms']:.1f} ms, "
+                f"{100 * result['share_of_ceiling']:.0f} % of the ceiling ({BINDS.get(binds, binds)}); times "
+                f"as long: {listed(others)} (medians of {result['rounds']} interleaved runs)."
+            )
+    return out or [NONE]
+
+
+def evaluation(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Speed of scoring against one example at a time, and that both say the same."""
+    out = []
+    for record in found:
+        total, verified, config = record["metrics"]["total"], record["verified"], record["config"]
+        out.append(
+            f"Scoring the {config['model']} model on {config['corpus']} takes {total['seconds']['ours']:.1f} s in "
+            f"place of {total['seconds']['alone']:.0f} s, {total['ratio']:.1f} times as fast (medians of "
+            f"{record['rounds']} rounds, spread {100 * max(total['spread'].values()):.0f} %), with "
+            f"{verified['strings']:,} generated strings equal and {verified['log_probs']:,} log-probabilities within "
+            f"{general(verified['largest_log_prob_difference'])}."
+        )
+    return out or [NONE]
+
+
+def cost(records: Sequence[Record]) -> str:
+    """What the runs took."""
+    frame = cost_frame(records)
+    if frame.empty:
+        return "No cost was recorded."
+    minutes = frame.groupby("run")["seconds"].sum() / 60
+    training = frame[frame["stage"] == "unlearn"]["seconds"].sum() / frame["seconds"].sum()
+    return (
+        f"A run takes {number(minutes.median(), 1)} minutes in the median ({span(minutes, 1)}; "
+        f"{counted(len(minutes), 'run')}), {100 * training:.0f} % of it unlearning, and at most "
+        f"{frame['memory'].max() / 1000:.1f} GB of memory."
+    )
