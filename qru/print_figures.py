@@ -37,13 +37,14 @@ KERNELS = Path(__file__).resolve().parent.parent / "paper" / "records" / "kernel
 # --- one factor at a time ---------------------------------------------------------------------------------------
 
 SLICED = {
-    "update": ("update", "rms |ΔW| / rms |W|"),
+    "update": ("update", "|ΔW| / |W|, rms"),
     "verbmem_bf16": (METRICS["verbmem"], "%"),
     "utility_bf16": (METRICS["utility"], "%"),
     "disjoint_bf16": (METRICS["disjoint"], "%"),
     "text_regained": ("text regained", "%"),
 }
 AXES = {"lora_alpha": "LoRA α", "lora_targets": "layers adapted", "learning_rate": "learning rate", "adam_beta2": "β₂"}
+SHORT = {"mlp": "MLP", "attention": "attn."}
 
 
 def slices(frames: Mapping[str, pd.DataFrame], quantizer: str) -> Figure:
@@ -108,12 +109,15 @@ def draw_slice(ax: Axes, frame: pd.DataFrame, factor: str, key: str) -> None:
             found = rows[rows["reached"].astype(bool) == reached]
             ax.plot(
                 found["at"] + aside, found[key], marker, color=colour, markerfacecolor=face, markeredgewidth=0.8,
-                markersize=3.5, clip_on=False, label=arm,
+                markersize=3.5, label=arm,
             )  # fmt: skip
     if frame[key].isna().all():
         ax.text(0.5, 0.5, "nothing forgotten", transform=ax.transAxes, ha="center", color=MUTED, fontsize=7)
     factor_axis(ax, factor, order, numeric)
-    ax.margins(x=0.05)
+    ticks = [SHORT.get(value, value) if isinstance(value, str) else f"{value:g}" for value in order]
+    if factor == "learning_rate":
+        ticks = [f"{value:.1e}".replace("e-0", "e-") for value in order]
+    ax.set_xticks(order if numeric else range(len(order)), ticks, rotation=0, fontsize=6.5)
     if key == "update":
         size_axis(ax, frame, AXES[factor] if factor == "lora_alpha" else "")
         if factor != "lora_alpha":
