@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pandas as pd
@@ -181,8 +182,9 @@ def score_means(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def seed_range(row: Mapping[str, Any], digits: int = 0) -> str:
-    """``15…22``, the lowest and highest seed; empty where there is one."""
-    return f"{number(row['lowest'], digits)}…{number(row['highest'], digits)}" if row["seeds"] > 1 else ""
+    """``15…22``, the lowest and highest seed, or ``100`` where both round to it; empty where there is one seed."""
+    ends = dict.fromkeys(number(row[end], digits) for end in ("lowest", "highest"))
+    return "…".join(ends) if row["seeds"] > 1 else ""
 
 
 def returning(runs: Sequence[Record], precision: str) -> Cell:
@@ -383,7 +385,8 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
         *example_note(frame),
         *grid_note(precisions),
         *missing,
-        "What is published is copied from the papers named; it carries no interval and is compared with nothing here. "
+        "What is published is copied from the papers named, to one decimal; it has no interval and is compared with "
+        "nothing here. "
         f"Its 4 bits stand under {heads[1]}.",
     ]
     columns = (*((METRICS[metric], heads) for metric in SHOWN), ("", ("Returns",)))
@@ -405,11 +408,16 @@ def published_blocks(table: pd.DataFrame, source: str) -> list[Block]:
                 for metric in SHOWN:
                     for precision in ("bf16", "4-bit"):
                         value = cell[metric].get((corpus, method, arm, precision))
-                        line.append(Cell(ABSENT if value is None or pd.isna(value) else number(value)))
+                        line.append(Cell(ABSENT if value is None or pd.isna(value) else as_published(value)))
                 group.append((*line, Cell()))
             groups.append(tuple(group))
         blocks.append(Block(f"{corpus.upper()}, {SAID[source]}", tuple(groups)))
     return blocks
+
+
+def as_published(value: float) -> str:
+    """To one decimal, a half away from zero, as a reader would round the printed number: ``−23.65`` -> ``−23.7``."""
+    return str(Decimal(str(value)).quantize(Decimal("0.1"), ROUND_HALF_UP)).replace("-", "−")
 
 
 # --- cost -----------------------------------------------------------------------------------------------------------

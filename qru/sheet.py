@@ -101,9 +101,9 @@ def sheet_typst(sheet: Sheet) -> str:
     labels, width = above[0][1], above[-1][2]
     sides = [side for i, pair in enumerate(pairs)
              for side in (["left"] if i < len(sheet.labels) else ["right"]) + ["left"] * pair]  # fmt: skip
-    insets = [inset for pair in pairs for inset in ([(1.8, 0), (2.2, 3.4)] if pair else [(1.8, 1.8)])]
+    insets = [inset for pair in pairs for inset in ([(1.6, 0), (2, 2.4)] if pair else [(1.6, 1.6)])]
     ends = {*range(1, labels + 1), *(end for _, _, end in above)}  # of labels and of groups: a gap follows
-    gaps = ["7pt" if column + 1 in ends else "0pt" for column in range(width - 1)]
+    gaps = ["5pt" if column + 1 in ends else "0pt" for column in range(width - 1)]
     titles = [f"table.cell(colspan: {end - start}, align: center)[{typst(title)}]" for title, start, end in above]
     lines = [
         "#table(",
@@ -139,7 +139,7 @@ def sheet_typst(sheet: Sheet) -> str:
 
 
 def _typst_cell(cell: Cell, pair: bool) -> str:
-    small = "#text(size: 0.84em, fill: luma(70))[{}]"
+    small = "#box(text(size: 0.82em, fill: luma(70))[{}])"  # a box is never broken
     text = f"*{typst(cell.text)}*" if cell.text and cell.strong else typst(cell.text)
     below = f" \\ {small.format(typst(cell.below))}" if cell.below else ""
     beside = f", [#sym.zws{small.format(typst(cell.beside))}]" if pair and cell.beside else ", []" * pair
