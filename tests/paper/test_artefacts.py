@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 import typst as compiler
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from qru import evaluation_sheet, movement, print_figures, records, update_record, why, why_sheets
@@ -127,7 +128,9 @@ def test_files_fall_into_the_parts_of_the_experiment(tmp_path):
     found = why_sheets.parts([str(file) for file in files])
     assert [record.path for record in found["comparison"]] == files[:2]
     assert [record.path for record in found["dial"]] == files[2:]
-    assert found["beta2"] == []
+    # The slice over β₂ begins with the comparison's own run.
+    assert [record.path for record in found["beta2"]] == files[:1]
+    assert found["alpha"] == []
     with pytest.raises(LookupError, match=r"no record of the comparison is among 1\. .*04_why"):
         why_sheets.parts([str(files[2])])
 
@@ -348,7 +351,7 @@ def test_every_artefact_runs_as_the_graph_runs_it(files, tmp_path):
     """All in one kernel, which is emptied before each: importing torch anew for every one would take minutes."""
     joined = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": ""}})
     for name, given in GIVEN.items():
-        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        notebook = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         parameters = {"scale": "smoke", "records": files[given], "out": str(tmp_path / "out" / name)}
         notebook = parameterize_notebook(notebook, parameters)
         for i, cell in enumerate(notebook.cells):
