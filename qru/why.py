@@ -84,10 +84,22 @@ DIAL_QUANTIZERS = (*(f"rtn-int4-{group}" for group in ("g32", "g64", "g128", "ro
 DIAL_RATES = (2e-5, 2.6e-5, 3e-5, 4e-5, 5.2e-5, 7e-5, 1e-4)  # across 2^-15 and 2^-14
 
 
+LONG = 80  # epochs, at most: four thousand steps
+
+
+def half_rate() -> dict[str, Any]:
+    """Half the chosen rate, where the edge lies one power of two lower, with as many steps as it may take."""
+    return {"learning_rate": MINI["full"][0] / 2, "epochs": LONG, "forget_goal": GOAL, "goal_metrics": ("verbmem",)}
+
+
 def dial_grid(scale: str = "mini") -> list[RunConfig]:
-    """The bf16 arm at learning rates across powers of two, under grids whose zero bin is narrower and wider."""
+    """The bf16 arm at learning rates across powers of two, under grids whose zero bin is narrower and wider.
+
+    At the lowest, where the edge lies inside the zero bins of plain 4-bit groups, it takes as many steps as it may.
+    """
     fixed = {"quantizers": DIAL_QUANTIZERS, "scale": scale}
-    return [configuration("bf16", "ga_klr", learning_rate=rate, **fixed) for rate in DIAL_RATES]
+    rates = [configuration("bf16", "ga_klr", learning_rate=rate, **fixed) for rate in DIAL_RATES]
+    return [configuration("bf16", "ga_klr", **half_rate(), **fixed), *rates]
 
 
 ALPHAS = (16.0, 32.0, 64.0, 128.0)
@@ -127,21 +139,16 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
     raise unknown("slice", name, ("alpha", "layers", "rate", "beta2"))
 
 
-LONG = 80  # epochs, at most: four thousand steps
-
-
 def size_grid(scale: str = "mini") -> list[RunConfig]:
     """What forgetting takes in models of other width and depth, and where the edge then lies.
 
     At the chosen rate, and at half of it, where the edge lies one power of two lower, inside the zero bins of plain
     4-bit groups; there with as many steps as it may take.
     """
-    small = {"learning_rate": MINI["full"][0] / 2, "epochs": LONG, "forget_goal": GOAL}
-    small["goal_metrics"] = ("verbmem",)
     return [
         configuration(arm, "ga_klr", scale=size, **changes)
         for size in ((SIZED[0], scale, SIZED[1]) if scale == "mini" else (scale,))
-        for arm, changes in (("bf16", {}), ("fp32 master", {}), ("bf16", small))
+        for arm, changes in (("bf16", {}), ("fp32 master", {}), ("bf16", half_rate()))
     ]
 
 
