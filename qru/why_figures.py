@@ -314,7 +314,7 @@ def draw_switch(ax: Axes, table: pd.DataFrame, measure: str, quantizers: Sequenc
     ax.set_ylim(low - 0.14 * top if values.isna().any() else low, high)
     ax.axvspan(left, 1, facecolor=PREDICTED, linewidth=0, zorder=0)
     ax.axvline(1, color=MUTED, linewidth=0.9)
-    heights = (0.72, 0.3) if measure == "projection" else (0.3, 0.72)  # where points are not expected
+    heights = (0.72, 0.3) if measure == "projection" else (0.45, 0.45)  # where points are not expected
     sides = ("all that moved", "rounds to 0", heights[0], -4, "right"), ("some of it", "is seen", heights[1], 4, "left")
     for first, second, height, shift, side in sides:
         ax.annotate(
@@ -362,7 +362,8 @@ def draw_rates(ax: Axes, table: pd.DataFrame, measure: str, quantizers: Sequence
         if (rate, quantizer) not in cells.index:
             continue
         share, reached = grid.iloc[i, j], bool(cells.loc[(rate, quantizer), "reached"] == 1)
-        text = "–" if np.isnan(share) else form.format(share + 0.0)
+        text = "–" if np.isnan(share) else form.format(share)
+        text = text.removeprefix("-") if not text.strip("-0.") else text  # no "-0"
         text = text if reached else f"({text})"
         dark = not np.isnan(share) and share > 0.75 * top
         ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", color="white" if dark else INK, fontsize=7.5)
