@@ -207,6 +207,20 @@ def equal_forgetting(found: Sequence[Record]) -> list[str]:
     return [short(sentence(line)) for line in lines[:at]]
 
 
+def limits(found: Sequence[Record]) -> str:
+    """How many epochs the runs were given, and where some were given more."""
+    by_epochs: dict[int, list[Record]] = {}
+    for record in found:
+        by_epochs.setdefault(record.config["epochs"], []).append(record)
+    usual, *others = sorted(by_epochs, key=lambda epochs: -len(by_epochs[epochs]))
+    told = f"A run was given {usual} epochs at most"
+    for epochs in others:
+        arms = [f"“{arm}”" for arm in dict.fromkeys(why.arm_of(record.config) for record in by_epochs[epochs])]
+        corpora = list(dict.fromkeys(record.config["corpus"] for record in by_epochs[epochs]))
+        told += f"; on {listed(corpora)}, {listed(arms)} were given {epochs}, since a first run had missed the goal"
+    return f"{told}."
+
+
 def knowledge(found: Sequence[Record]) -> str:
     """What comes back of knowledge, which no goal matched."""
     return next((line for line in why_verdict.sentences(found) if line.startswith(("Of knowledge", "No run lost"))), "")
@@ -300,6 +314,37 @@ def missing(found: Sequence[Record], quantizer: str = MAIN_GRID) -> dict[str, st
         f"{span(100 - of.loc[of['family'] != why_verdict.STILL, 'crossed'], 1)} % without one."
     )
     return {"plain": plain, "knowledge": knowledge, "overlap": overlap}
+
+
+def elsewhere(found: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
+    """Does text come back under plain 4-bit groups at other rates and sizes, where a dead zone is?
+
+    Args:
+        found: of the dial and of other sizes.
+        quantizer: that is spoken of.
+
+    Returns:
+        How many; and, if any, which with their shares.
+    """
+    rows = []
+    for record in found:
+        table = why_verdict.outcomes([record])
+        rows += said(table[(table["quantizer"] == quantizer) & table["edge"].notna()]).to_dict("records")
+    back = [row for row in rows if row["back"]]
+    name = precision_label(quantizer)
+    out = [
+        f"Among {counted(len(rows), 'further run')} with a dead zone, at other rates or of models of other sizes, it "
+        f"comes back under {name} in {len(back)}."
+    ]
+    if back:
+        told = "; ".join(
+            f"rate {general(row['learning_rate'], 3)}, edge {general(row['edge'])}, "
+            f"{counted(int(row['steps']), 'step')}: "
+            f"{with_interval(row['text_regained'], row['text_low'], row['text_high'], digits=0)} %"
+            for row in back
+        )
+        out.append(f"The share of the text that is regained there: {told}.")
+    return out
 
 
 def dial(found: Sequence[Record]) -> list[str]:
@@ -588,26 +633,35 @@ def requests(records: Sequence[Record]) -> list[str]:
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def kernel(found: Sequence[Mapping[str, Any]], ranks: Sequence[int] = (16, 64)) -> list[str]:
-    """Time of the fused pass and of what people run today, as multiples of it with 95 % intervals."""
-    names = {"eager": "eager PyTorch", "compile": "torch.compile", "peft-bnb": "peft with bitsandbytes NF4"}
-    out = []
+def kernel(found: Sequence[Mapping[str, Any]], ranks: Sequence[int] = (16, 64)) -> dict[str, Any]:
+    """Time of the fused pass and of what people run today, as multiples of it with 95 % intervals.
+
+    Args:
+        found: records of the benchmark.
+        ranks: that are spoken of; of a record without any of them, the last.
+
+    Returns:
+        ``heads`` and ``rows`` of a table, a row a machine and rank; ``told``: least and greatest multiples.
+    """
+    names = {"eager": "eager PyTorch", "compile": "torch.compile", "peft-bnb": "peft + bitsandbytes NF4"}
+    rows, ratios = [], {name: [] for name in names}
     for record in found:
-        results = [r for r in record["results"] if r["rank"] in ranks] or record["results"][-1:]
-        for result in results:
-            rows, columns = result["shape"]
-            ours, binds = result["contestants"]["ours"], result["ceilings"]["binds"]
-            others = [
-                f"{words} {kernel_record.ratio(result['contestants'][name]).replace('x [', ' [')}"
-                for name, words in names.items()
-                if name in result["contestants"]
-            ]
-            out.append(
-                f"{rows} × {columns}, rank {result['rank']}, {kernel_record.machine(record)}: {ours['ms']:.1f} ms, "
-                f"{100 * result['share_of_ceiling']:.0f} % of the ceiling ({BINDS.get(binds, binds)}); times "
-                f"as long: {listed(others)} (medians of {result['rounds']} interleaved runs)."
-            )
-    return out or [NONE]
+        for result in [r for r in record["results"] if r["rank"] in ranks] or record["results"][-1:]:
+            there = result["contestants"]
+            for name in names:
+                ratios[name] += [there[name]["ratio"]] if name in there else []
+            binds = result["ceilings"]["binds"]
+            rows.append([
+                kernel_record.machine(record), "{} × {}".format(*result["shape"]), str(result["rank"]),
+                f"{there['ours']['ms']:.1f}", f"{100 * result['share_of_ceiling']:.0f} % ({BINDS.get(binds, binds)})",
+                *(kernel_record.ratio(there[name]).replace("x [", " [") if name in there else "–" for name in names),
+            ])  # fmt: skip
+    told = [f"{span(values, 1)} times that of {names[name]}" for name, values in ratios.items() if values]
+    return {
+        "heads": ["Machine", "Matrix", "Rank", "ms", "Of the ceiling", *names.values()],
+        "rows": rows,
+        "told": f"Its speed is {listed(told)}, over {counted(len(rows), 'case')}." if told else NONE,
+    }
 
 
 def evaluation(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -76,7 +76,7 @@ def test_predictions_are_scored_beside_saying_never(runs):
     assert "Another 4 could not be scored" in text
     assert "The wrong ones" not in text
     wrong = " ".join(paper_words.foreseen([why_record(BF16, back=(INT8,))]))
-    assert "1 were right" not in wrong
+    assert "Of 4 predictions, one for each run and quantizer, 1 were right" in wrong
     assert "2 announced a return that did not come, 1 missed one" in wrong
     assert "The wrong ones: bf16, GA+KLR, books, int8 g128, seed 0" in wrong
 
@@ -109,6 +109,48 @@ def test_what_is_left_in_the_codes(runs):
 def test_parts_without_records_say_so():
     for told in (paper_words.dial, paper_words.alpha, paper_words.layers, paper_words.rates, paper_words.sizes):
         assert told([]) == [paper_words.NONE]
+
+
+def test_plain_groups_in_other_parts(runs):
+    assert paper_words.elsewhere(runs[2:]) == [
+        "Among 0 further runs with a dead zone, at other rates or of models of other sizes, it comes back under int4 "
+        "g128 in 0."
+    ]
+    count, which = paper_words.elsewhere([runs[0], why_record(BF16, seed=3, back=(INT4,))])
+    assert "Among 2 further runs" in count
+    assert count.endswith("int4 g128 in 1.")
+    assert re.search(r"there: rate 1\.3e−5, edge 0\.0039, 400 steps: 75 \[7\d, 7\d\] %\.", which)
+
+
+def test_more_epochs_are_disclosed(runs):
+    assert paper_words.limits(runs) == "A run was given 18 epochs at most."
+    more = [*runs, why_record(BF16, "news", epochs=36)]
+    assert (
+        paper_words.limits(more)
+        == "A run was given 18 epochs at most; on news, “bf16” were given 36, since a first run had missed the goal."
+    )
+
+
+def test_the_kernel_in_words():
+    contestants = {
+        "ours": {"ms": 10.0}, "eager": {"ratio": 50.0, "ratio_low": 40.0, "ratio_high": 60.0},
+        "compile": {"ratio": 9.0, "ratio_low": 8.0, "ratio_high": 10.0},
+    }  # fmt: skip
+    record = {
+        "config": {"device": "cpu", "threads": 2},
+        "provenance": {"hardware": {"processor": "none"}, "kernel": {"isa": "avx512"}},
+        "results": [
+            {"shape": [4096, 4096], "rank": rank, "share_of_ceiling": 0.5, "ceilings": {"binds": "fma"},
+             "contestants": contestants | {"eager": contestants["eager"] | {"ratio": ratio}}}
+            for rank, ratio in ((1, 90.0), (16, 50.0), (64, 30.0))
+        ],
+    }  # fmt: skip
+    told = paper_words.kernel([record])
+    assert told["told"] == (
+        "Its speed is 30.0 to 50.0 times that of eager PyTorch and 9.0 times that of torch.compile, over 2 cases."
+    )
+    assert told["rows"][0] == ["2 threads of none (avx512)", "4096 × 4096", "16", "10.0", "50 % (multiply-adds)",
+                               "50 [40, 60]", "9 [8, 10]", "–"]  # fmt: skip
 
 
 def test_tables_in_words():
