@@ -349,7 +349,8 @@ GIVEN = {
 @pytest.mark.slow
 def test_every_artefact_runs_as_the_graph_runs_it(files, tmp_path):
     """All in one kernel, which is emptied before each: importing torch anew for every one would take minutes."""
-    joined = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    joined = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     for name, given in GIVEN.items():
         notebook = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         parameters = {"scale": "smoke", "records": files[given], "out": str(tmp_path / "out" / name)}
