@@ -62,7 +62,7 @@ def configuration(
         "method": method, "corpus": corpus, "seed": seed, "scale": scale, "metrics": METRICS, "quantizers": QUANTIZERS,
     }  # fmt: skip
     if corpus == "news" and arm in SLOW:  # a first run there was still on its plateau when the usual steps were up
-        settings["epochs"] = 2 * EPOCHS
+        settings |= {"epochs": 2 * EPOCHS, "forget_goal": GOAL, "goal_metrics": ("verbmem",)}  # epochs alone: no goal
     if scale == "smoke":  # which has no goal of its own
         settings |= {"forget_goal": GOAL, "goal_metrics": ("verbmem",), "check_steps": 3}
     return resolve(RunConfig.from_dict(settings | ARMS[arm] | changes))
