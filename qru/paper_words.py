@@ -30,6 +30,7 @@ FAMILIES = {
     why_verdict.LOW: "with LoRA",
 }
 BINDS = {"fma": "multiply-adds"}  # what sets a ceiling, in words
+SHORT = {why_verdict.STILL: "dead zone", why_verdict.STEPPED: "no dead zone", why_verdict.LOW: "LoRA"}
 NONE = "There is no record of this part of the experiment."
 
 
@@ -265,7 +266,7 @@ def mechanism(found: Sequence[Record]) -> dict[str, Any]:
                 zero_bin, hidden, crossed, expected, projection = middle.loc[quantizer]
                 inside = number(hidden, 0) if family == why_verdict.STILL else "–"
                 cells = [number(zero_bin, 4), inside, general(crossed), general(expected), number(projection, 2)]
-                rows.append(["" if i else family, precision_label(quantizer), *cells])
+                rows.append(["" if i else SHORT[family], precision_label(quantizer), *cells])
         told.append(
             f"{words}, {span(of['moved'])} % of the weights have moved in the end, {_between(of['crossed'])} % cross "
             f"into another bin, and the projection is {span(of['projection'], 2)}"
@@ -324,27 +325,34 @@ def elsewhere(found: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
         quantizer: that is spoken of.
 
     Returns:
-        How many; and, if any, which with their shares.
+        How many; which, with their shares; and what is regained of runs that missed the goal and are not counted.
     """
     rows = []
     for record in found:
         table = why_verdict.outcomes([record])
-        rows += said(table[(table["quantizer"] == quantizer) & table["edge"].notna()]).to_dict("records")
-    back = [row for row in rows if row["back"]]
+        rows += table[(table["quantizer"] == quantizer) & table["edge"].notna()].to_dict("records")
+    counted_in = [row for row in rows if row["back"] is not None]
+    back = [row for row in counted_in if row["back"]]
+    missed = [row for row in rows if not row["reached"] and not math.isnan(row["text_regained"])]
     name = precision_label(quantizer)
     out = [
-        f"Among {counted(len(rows), 'further run')} with a dead zone, at other rates or of models of other sizes, it "
-        f"comes back under {name} in {len(back)}."
+        f"Among {counted(len(counted_in), 'further run')} with a dead zone, at other rates or of models of other "
+        f"sizes, it comes back under {name} in {len(back)}."
     ]
     if back:
-        told = "; ".join(
-            f"rate {general(row['learning_rate'], 3)}, edge {general(row['edge'])}, "
-            f"{counted(int(row['steps']), 'step')}: "
-            f"{with_interval(row['text_regained'], row['text_low'], row['text_high'], digits=0)} %"
-            for row in back
-        )
-        out.append(f"The share of the text that is regained there: {told}.")
+        out.append(f"The share of the text that is regained there: {'; '.join(map(_at_rate, back))}.")
+    if missed:
+        told = "; ".join(f"{_at_rate(row)}, from VerbMem {number(row['verbmem_bf16'], 0)} in bf16" for row in missed)
+        out.append(f"Not counted, since the goal was missed, but measured: {told}.")
     return out
+
+
+def _at_rate(row: Mapping[str, Any]) -> str:
+    """A run by its rate, and what it regains."""
+    low, high = (max(-999.0, min(999.0, row[end])) for end in ("text_low", "text_high"))
+    share = with_interval(row["text_regained"], low, high, digits=0)
+    rate, edge = general(row["learning_rate"], 3), general(row["edge"])
+    return f"rate {rate}, edge {edge}, {counted(int(row['steps']), 'step')}: {share} %"
 
 
 def dial(found: Sequence[Record]) -> list[str]:
@@ -368,6 +376,14 @@ def dial(found: Sequence[Record]) -> list[str]:
         f"Of {len(rows)} pairs of rate and grid, text came back in {back.sum()}; the prediction was right in "
         f"{score['right']}, with {score['false_alarms']} false alarms and {score['missed']} missed."
     )
+    wrong = rows[rows["predicted"].astype(bool) != back]
+    if 0 < len(wrong) <= 6:
+        told = "; ".join(
+            f"rate {general(row['learning_rate'], 3)} under {precision_label(row['quantizer'])} "
+            f"({number(row['hidden'], 0)} % hidden, {number(row['text_regained'], 0)} % regained)"
+            for _, row in wrong.iterrows()
+        )
+        out.append(f"The wrong ones: {told}.")
     for words, of in (("over", rows[rows["hidden"] > HIDDEN]), ("at most", rows[rows["hidden"] <= HIDDEN])):
         if len(of):
             regained = f"{span(of['text_regained'])} % of the text" + (
@@ -469,15 +485,19 @@ def sizes(found: Sequence[Record]) -> list[str]:
     out = []
     for record in found:
         table = why_verdict.outcomes([record])
-        first, rows, size = table.iloc[0], said(table), models.sizes(record.config["scale"])
+        first, size = table.iloc[0], models.sizes(record.config["scale"])
         told = (
             f"width {size.hidden}, {size.layers} layers, {first['arm']}, rate {general(first['learning_rate'], 3)}: "
             f"{'met' if first['reached'] else 'missed'} the goal after {int(first['steps'])} steps with an update of "
             f"{number(100 * first['update'], 1)} % of the weights"
         )
-        if len(rows):
-            shares = [f"{number(row['text_regained'], 0)} % under {precision_label(row['quantizer'])}"
-                      for _, row in rows.sort_values("zero_bin").iterrows()]  # fmt: skip
+        told += f", VerbMem {number(first['verbmem_bf16'], 0)} in bf16"
+        known = table[table["text_regained"].notna()].sort_values("zero_bin")
+        if len(known):
+            shares = [
+                f"{number(row['text_regained'], 0)} % under {precision_label(row['quantizer'])}"
+                for _, row in known.iterrows()
+            ]
             told += f"; text regained: {listed(shares)}"
         out.append(sentence(told))
     return out
@@ -502,13 +522,16 @@ def returns(records: Sequence[Record], quantizers: Sequence[str]) -> list[str]:
         goals = [goal for record in found if (goal := met(record)) is not None]
         told = f"{arm} ({counted(len(found), 'run')}"
         told += f", of which {sum(goals) if sum(goals) < len(goals) else 'all'} met the goal)" if goals else ")"
-        parts = []
+        counts = {}
         for quantizer in quantizers:
             known = [r.extra["recovered"][quantizer]["recovers"] for r in found if quantizer in r.extra["recovered"]]
             if known:
-                back = sum(one["recovers"] for one in known)
-                parts.append(f"{back} of {len(known)} under {precision_label(quantizer)}")
-        out.append(sentence(f"{told}: memory returns in {listed(parts)}" if parts else f"{told}: not quantized so"))
+                counts[quantizer] = sum(one["recovers"] for one in known), len(known)
+        parts = [f"{back} of {n} under {precision_label(q)}" for q, (back, n) in counts.items() if back]
+        others = [precision_label(q) for q, (back, _) in counts.items() if not back]
+        if counts:
+            told += f": memory returns in {listed([*parts, *([f'none under {listed(others)}'] if others else [])])}"
+        out.append(sentence(told if counts else f"{told}: not quantized"))
     return out
 
 
