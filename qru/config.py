@@ -211,7 +211,7 @@ class RunConfig:
             raise ValueError(f"rounding is 'stochastic' with moments {self.moments!r}: it needs moments 'fp32'.")
         for name in ("metrics", "goal_metrics"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, names_of(name, getattr(self, name)))
+                object.__setattr__(self, name, names_of(name, getattr(self, name)) or None)
         for name in self.goal_metrics or ():
             choice("goal_metrics", name, GOAL_METRICS)
         for name in ("lora_rank", "epochs", "batch_size", "check_steps"):

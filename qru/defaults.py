@@ -150,9 +150,16 @@ def resolve(config: RunConfig) -> RunConfig:
         config = replace(config, forget_goal=GOAL, goal_metrics=config.goal_metrics or ("verbmem",))
     if mini and config.forget_goal is not None and config.check_steps is None:
         config = replace(config, check_steps=CHECK_SLOW if dead_zone(config) else CHECK_FAST)
+    if config.forget_goal is None and (config.goal_metrics or config.check_steps):
+        raise ValueError(
+            f"goal_metrics is {config.goal_metrics!r} and check_steps {config.check_steps!r}, but there is no goal to "
+            "look at: give forget_goal, or leave them out."
+        )
+    weights = config.weights or ("fp32" if config.adapter == "lora" else "bf16")
     return replace(
         config,
-        weights=config.weights or ("fp32" if config.adapter == "lora" else "bf16"),
+        weights=weights,
+        moments=None if config.moments == weights else config.moments,
         learning_rate=rate if config.learning_rate is None else config.learning_rate,
         adam_beta2=(MINI_BETA2 if mini else BETA2) if config.adam_beta2 is None else config.adam_beta2,
         epochs=epochs if config.epochs is None else config.epochs,

@@ -106,6 +106,19 @@ def test_resolved_configs_say_everything():
     assert resolve(RunConfig(adapter="lora")).weights == "fp32"
 
 
+def test_how_to_look_at_a_goal_needs_one():
+    for given in ({"goal_metrics": "verbmem"}, {"check_steps": 5}):
+        assert resolve(RunConfig(**given)).forget_goal == 25
+        with pytest.raises(ValueError, match="there is no goal to look at: give forget_goal"):
+            resolve(RunConfig(**given, epochs=2))
+
+
+def test_what_says_the_same_is_the_same_run():
+    assert resolve(RunConfig(weights="bf16", moments="bf16")) == resolve(RunConfig(weights="bf16"))
+    assert resolve(RunConfig(adapter="lora", moments="fp32")) == resolve(RunConfig(adapter="lora"))
+    assert RunConfig(metrics="", goal_metrics="") == RunConfig()
+
+
 def test_every_arm_but_lora_is_stepped_in_bf16_unless_told_otherwise():
     known = {"full": "bf16", "delta": "bf16", "lora": "fp32"}
     assert {adapter: resolve(RunConfig(adapter=adapter, scale="smoke")).weights for adapter in known} == known
