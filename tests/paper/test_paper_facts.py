@@ -279,7 +279,7 @@ def test_the_text_says_what_the_records_say(shown, tmp_path):
     text = text_of(tmp_path, paper_facts.facts(shown))
     assert f"under int4 tensor in 2 of 2 (median {(41 + SHARE) / 2:.0f} %)" in text
     assert f"under int3 g128 in 1 of 2 (median {SHARE:.0f} %)" in text
-    # Beside it the row grid, half a step of which is 0.0042: foreseen for both seeds of bf16, and not made up to return.
+    # Beside it the row grid, half a step of which is 0.0042: foreseen for both seeds, and not made up to return.
     assert "3 announced a return that did not come" in text
     assert (tmp_path / "build" / "paper.pdf").read_bytes() != first
 
