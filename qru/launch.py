@@ -43,8 +43,19 @@ def wanted(config: RunConfig) -> int:
         config: resolved.
 
     Raises:
-        ValueError: more than there are GPUs, more than documents in a batch, or no number.
+        ValueError: more than there are GPUs, more than documents in a batch, or no number; or several for stochastic
+            rounding, whose random numbers would differ between copies of one adapter.
     """
+    count = _asked_for(config)
+    if count > 1 and config.rounding == "stochastic":
+        raise ValueError(
+            f"rounding is 'stochastic' and {count} processes are to share a batch: it is made for one. Set "
+            "QRU_PROCESSES=1, or rounding to 'nearest'."
+        )
+    return count
+
+
+def _asked_for(config: RunConfig) -> int:
     if processes.count() > 1:
         return processes.count()  # they have been started already
     given = _whole("QRU_PROCESSES")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,16 @@ def test_bad_input_stops_before_any_work(name, value, message, monkeypatch):
     monkeypatch.setattr("qru.models.prepare", lambda *a: pytest.fail("prepared models"))
     with pytest.raises(ValueError, match=message):
         pipeline.run(scale="smoke", batch_size=4)
+
+
+def test_stochastic_rounding_is_for_one_process(monkeypatch):
+    """Each process draws its own numbers: copies of one adapter would drift apart."""
+    config = resolve(RunConfig(scale="smoke", adapter="lora", weights="bf16", moments="fp32", rounding="stochastic"))
+    assert launch.wanted(config) == 1
+    monkeypatch.setenv("QRU_PROCESSES", "2")
+    with pytest.raises(ValueError, match=r"rounding is 'stochastic' and 2 processes .* Set QRU_PROCESSES=1"):
+        launch.wanted(config)
+    assert launch.wanted(replace(config, rounding="nearest")) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
