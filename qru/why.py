@@ -2,8 +2,9 @@
 
 Both papers explain the failure by the small updates of full fine-tuning, and credit low rank (QRU, arXiv 2602.13151) or
 a logit margin (QUAIL, arXiv 2601.15538) with the cure. The public code that fails steps bf16 weights, where a weight
-above some size cannot move (``qru.optimizers``); public LoRA code keeps its adapters in fp32. Here the arms differ in
-one thing at a time, all start from one target stored in bf16, and all are stored in bf16 at the end.
+above some size cannot move (``qru.optimizers``); public LoRA code keeps its adapters in fp32. Here the arms of full
+rank differ in how weights are stored and stepped alone, and share their rate. LoRA differs also in its rate and its
+dropout, and leaves embeddings, norms and head as they are. All start from one bf16 target and end stored in bf16.
 
 Equal forgetting: every arm stops at the first check where VerbMem on the stopping half of the forget examples is at or
 under ``GOAL``, and is reported on the other half. An arm that does not get there within the steps it is given is shown
