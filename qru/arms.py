@@ -38,7 +38,7 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
 
     Args:
         beside: arms such as ``"lora"`` or ``"full-fp32"``. They share everything with the first run but learning
-            rate, epochs and retain weight, which each arm takes from its own defaults.
+            rate, epochs and retain weight, which each arm takes from its own defaults, and moments and rounding.
         parameters: fields of ``RunConfig``.
 
     Returns:
@@ -47,7 +47,8 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     Raises:
         ValueError: an unknown or impossible parameter, before any work.
     """
-    others = [parameters | dict.fromkeys(OWN_DEFAULTS) | arm(name) for name in beside]
+    own = dict.fromkeys(OWN_DEFAULTS) | {"moments": None, "rounding": "nearest"}  # of bf16 weights: no part of a name
+    others = [parameters | own | arm(name) for name in beside]
     configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once
     tidy()

@@ -191,6 +191,17 @@ def test_an_unknown_name_stops_before_any_work(tmp_path, monkeypatch, parameters
     assert list(tmp_path.iterdir()) == []
 
 
+def test_arms_beside_do_not_take_what_belongs_to_bf16_weights(monkeypatch):
+    asked = []
+    monkeypatch.setattr("qru.pipeline.run_all", lambda configs: asked.extend(configs) or [])
+    monkeypatch.setattr("qru.arms.tidy", lambda: None)
+    run_arms(["lora", "full-bf16"], scale="smoke", moments="fp32", rounding="stochastic")
+    stepped = [(config.adapter, config.weights, config.moments, config.rounding) for config in asked]
+    assert stepped == [
+        ("full", "bf16", "fp32", "stochastic"), ("lora", "fp32", None, "nearest"), ("full", "bf16", None, "nearest"),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def ran(qru_home):
     """The main notebook's run at smoke, executed notebook on standard output as in the README's command."""
