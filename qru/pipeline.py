@@ -187,6 +187,8 @@ def _run(job: Job) -> None:
         label = f"{config.method} {config.adapter} {config.weights}{part}"
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = None if config.forget_goal is None else scoring.forget_halves(corpus)[1]
+        if reported and config.metrics:
+            reported = {name: chosen for name, chosen in reported.items() if name in config.metrics}
         reference = scoring.privleak_reference(made, corpus)
         scores = _baselines(job, short=True)
         with clock.stage("unlearn"):
