@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from qru import budget, figures, kernel_record, records, why_records, why_verdict
+from qru import budget, figures, kernel_record, paper_words, records, why_records, why_verdict
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
@@ -88,7 +88,8 @@ def main() -> None:
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
     page = block("budget", budget.table(), page)
     page = block("kernel", kernel(KERNELS), page)
-    page = block("why", why_verdict.finding(why_records.committed()), page)
+    elsewhere = " ".join(paper_words.elsewhere(why_records.committed("dial")))
+    page = block("why", f"{why_verdict.finding(why_records.committed())}\n\n{elsewhere}", page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     README.write_text(page)
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")

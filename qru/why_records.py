@@ -108,10 +108,11 @@ def collect(
     return found
 
 
-def committed() -> list[Record]:
-    """The committed records of the whole comparison; none if there are none."""
+def committed(part: str = MAIN) -> list[Record]:
+    """The committed records of a part of the experiment at mini; none if there are none."""
     stored = records.kept(KEPT)
-    return of_grid(why.grid(**GRIDS["mini"]), stored) if stored else []
+    grid = why.grid(**GRIDS["mini"]) if part == MAIN else PARTS[part]("mini")
+    return of_grid(grid, stored) if stored else []
 
 
 def whole_names(arms: Sequence[str]) -> list[str]:
