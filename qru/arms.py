@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import Markdown, clear_output
 
 from qru import checkpoint, forget_sets, inputs, models, paths, pipeline, records, scoring
-from qru.config import ADAPTERS, WEIGHTS, RunConfig
+from qru.config import ADAPTERS, WEIGHTS, RunConfig, regime
 from qru.defaults import MUSE_MODELS, hub_corpus, resolve
 from qru.ops import QuantSpec
 from qru.ops.grid import group_width
@@ -38,7 +38,8 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
 
     Args:
         beside: arms such as ``"lora"`` or ``"full-fp32"``. They share everything with the first run but learning
-            rate, epochs and retain weight, which each arm takes from its own defaults, and moments and rounding.
+            rate, retain weight and, except at mini, epochs, which each arm takes from its own defaults, and moments
+            and rounding.
         parameters: fields of ``RunConfig``.
 
     Returns:
@@ -47,7 +48,10 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     Raises:
         ValueError: an unknown or impossible parameter, before any work.
     """
-    own = dict.fromkeys(OWN_DEFAULTS) | {"moments": None, "rounding": "nearest"}  # of bf16 weights: no part of a name
+    own = dict.fromkeys(OWN_DEFAULTS)
+    if regime(parameters.get("scale", "mini")) == "mini":  # epochs in place of a goal, for all or for none
+        own.pop("epochs")
+    own |= {"moments": None, "rounding": "nearest"}  # of bf16 weights: no part of a name
     others = [parameters | own | arm(name) for name in beside]
     configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once

@@ -5,11 +5,11 @@ family that public code uses (bf16 weights for full fine-tuning, fp32 adapters f
 the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half of
 the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS``. An attempt is given up half way if
 VerbMem is still over 90. The rates of full fine-tuning are the largest at which no step of Adam reaches a power of two,
-so that each stands for one edge of the dead zone (``qru.optimizers``).
+but for rounding of bf16 moments, so that each stands for one edge of the dead zone (``qru.optimizers``).
 
 The smallest rate that works is the closest to the papers, whose updates are small; the largest λ keeps most. Nothing
 measured after quantization enters the choice. The other arms and methods take the same pair: arms of a family then
-differ in one thing alone.
+differ in one thing alone, those of two families in their rates, too.
 """
 
 from __future__ import annotations

@@ -228,6 +228,7 @@ def why_record(
             quantizer: {
                 "edge": edge, "zero_bin": zero, "sigma": 0.02, "movable": 12.3456789, "projection": 1.0,
                 "hidden": 100.0 * (edge is not None and edge <= zero), "recovers": edge is not None and edge <= zero,
+                "layers": {},
             }
             for quantizer, zero in ((name, (ZERO_BINS | MORE_BINS)[name]) for name in config.quantizers)
         },
