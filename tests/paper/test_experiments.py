@@ -27,6 +27,7 @@ from qru.records import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 DECLARED = ROOT / "paper" / "experiments.yaml"
+SMALL = Path(__file__).parent / "experiments.yaml"  # a declaration to make mistakes in
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def changed(tmp_path):
     """Write the paper's declaration with one piece of text replaced."""
 
     def write(old: str, new: str) -> Path:
-        text = DECLARED.read_text()
-        assert old in text, f"{DECLARED.name} has changed; the test replaces {old!r}"
+        text = SMALL.read_text()
+        assert old in text, f"{SMALL.name} has changed; the test replaces {old!r}"
         path = tmp_path / "experiments.yaml"
         path.write_text(text.replace(old, new, 1))
         return path
@@ -55,8 +56,8 @@ def test_the_core_is_every_method_on_every_arm():
     arms = {(config["method"], config["adapter"], config["weights"]) for config in configs}
     methods = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
     assert arms >= {(m, *arm) for m in methods for arm in (("full", "bf16"), ("lora", "fp32"))}
-    assert made.artefacts["table_scores"].files == ("tables/scores.typ", "tables/scores.tex")
-    assert made.artefacts["fig_recovery"].files == ("figures/recovery.pdf", "figures/recovery.svg")
+    assert made.artefacts["table_one"].files == ("tables/one.typ", "tables/one.tex")
+    assert made.artefacts["fig_why"].files == ("figures/why.pdf", "figures/why.svg")
 
 
 def test_smoke_is_one_run_an_experiment():
@@ -71,7 +72,7 @@ def test_at_muse_the_corpora_are_those_of_the_hub():
 
 
 def test_a_changed_setting_is_another_run(changed):
-    before = set(plan(DECLARED, "smoke").cells)
+    before = set(plan(SMALL, "smoke").cells)
     after = set(plan(changed("seed: 0", "seed: 0\n  learning_rate: 3e-4"), "smoke").cells)
     assert not before & after
 
@@ -174,7 +175,7 @@ def test_grids_shared_runs_and_committed_records(changed, tmp_path):
         "\nartefacts:\n", MORE + "\nartefacts:\n  fig_recovery:\n    why: A test.\n    experiments: [timing]\n"
     )
     path.write_text(path.read_text().split("  table_scores:")[0])
-    before, core, full = plan(DECLARED, "mini"), plan(path, "mini"), plan(path, "mini", "full")
+    before, core, full = plan(SMALL, "mini"), plan(path, "mini"), plan(path, "mini", "full")
     assert set(core.cells) == set(before.cells), "the run that is asked for twice is one run"
     assert sorted(full.cells[name].config["method"] for name in set(full.cells) - set(core.cells)) == ["ga", "npo"]
     held = {(one.config["method"], one.config["adapter"]) for one in core.cells.values() if one.layers}
