@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from qru.records import read_json
+from qru.records import named_or_all, read_json
 from qru.sheet import Block, Cell, Sheet
 from qru.tables import METRICS
 
@@ -27,14 +27,12 @@ def load_evaluations(files: Sequence[str] = (), folder: Path | None = None) -> l
         ValueError: one is something else (names it).
     """
     folder = folder or Path(__file__).resolve().parent.parent / "paper" / "records" / "evaluation"
-    paths = [Path(file) for file in files] or sorted(folder.glob("*.json"))
-    if not paths:
-        raise LookupError(f"no record in {folder}. Make one: python -m qru.metrics.bench")
+    make = "Make one: python -m qru.metrics.bench"
     found = []
-    for path in paths:
+    for path in named_or_all(files, folder, f"no record in {folder}. {make}"):
         record = read_json(path)
         if not isinstance(record, dict) or not {"verified", "rounds", "metrics", "threads"} <= set(record):
-            raise ValueError(f"{path} is no record of the evaluation's speed. Make one: python -m qru.metrics.bench")
+            raise ValueError(f"{path} is no record of the evaluation's speed. {make}")
         found.append(record)
     return sorted(found, key=lambda record: record["config"]["model"] != "target")
 

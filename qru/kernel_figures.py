@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -51,6 +52,27 @@ def plain_logarithm(axis, subs=(1.0, 2.0, 5.0)) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def draw_times(
+    ax: Axes,
+    results: Sequence[dict[str, Any]],
+    ranks: Sequence[int],
+    name: str,
+    capsize: float,
+    elinewidth: float,
+    markersize: float | None = None,
+) -> np.ndarray:
+    """Medians of one contestant against rank, bars spanning the quartiles; returns the medians (ms)."""
+    colour, marker, line = LOOKS[name]
+    times = [result["contestants"][name] for result in results]
+    middle = np.array([value["ms"] for value in times])
+    error = [middle - [value["low"] for value in times], [value["high"] for value in times] - middle]
+    ax.errorbar(
+        ranks, middle, yerr=error, capsize=capsize, elinewidth=elinewidth, color=colour, marker=marker, linestyle=line,
+        markersize=markersize, markerfacecolor="white" if name == "dequantize" else colour,
+    )  # fmt: skip
+    return middle
+
+
 def time_by_rank(record: dict[str, Any]) -> Figure:
     """Median milliseconds against the adapter's rank, a line a contestant; bars span the quartiles."""
     shapes = shapes_of(record)
@@ -63,14 +85,7 @@ def time_by_rank(record: dict[str, Any]) -> Figure:
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             for name in present(results):
-                colour, marker, line = LOOKS[name]
-                times = [result["contestants"][name] for result in results]
-                middle = np.array([value["ms"] for value in times])
-                error = [middle - [value["low"] for value in times], [value["high"] for value in times] - middle]
-                ax.errorbar(
-                    ranks, middle, yerr=error, capsize=2, elinewidth=0.8, color=colour, marker=marker, linestyle=line,
-                    markerfacecolor="white" if name == "dequantize" else colour,
-                )  # fmt: skip
+                middle = draw_times(ax, results, ranks, name, capsize=2, elinewidth=0.8)
                 ends[NAMES[name]] = ranks[-1], middle[-1]
             needed = [max(r["ceilings"]["memory_ms"], r["ceilings"]["fma_ms"]) for r in results]
             bottom = min(*needed, *(result["contestants"]["ours"]["low"] for result in results)) / 1.6

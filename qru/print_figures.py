@@ -22,9 +22,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from qru import style
 from qru.figures import FORGET_SETS, PARTS, finished, forget_set_lines, label_ends, looks, sentence
-from qru.kernel_figures import LIMIT, LOOKS, plain_logarithm, present, results_of, shapes_of, title
+from qru.kernel_figures import LIMIT, LOOKS, draw_times, plain_logarithm, present, results_of, shapes_of, title
 from qru.kernel_record import NAMES, NOTE, checked, machine
-from qru.records import Record, load_record, load_records, read_json
+from qru.records import Record, load_record, load_records, named_or_all, read_json
 from qru.registry import unknown
 from qru.style import INK, MUTED, precision_label
 from qru.tables import METRICS, forget_set_frame
@@ -142,9 +142,7 @@ def load_kernels(files: Sequence[str] = (), folder: Path = KERNELS) -> list[dict
         LookupError: there is none.
         ValueError: one is something else (names it).
     """
-    paths = [Path(file) for file in files] or sorted(folder.glob("*.json"))
-    if not paths:
-        raise LookupError(f"no record in {folder}. Make one: make bench")
+    paths = named_or_all(files, folder, f"no record in {folder}. Make one: make bench")
     return [checked(read_json(path), str(path)) for path in paths]
 
 
@@ -192,14 +190,7 @@ def kernel(records: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_kernel_times(ax: Axes, results: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> None:
     """Medians with quartiles, and the region below which no program can be on this machine."""
     for name in present(results):
-        colour, marker, line = LOOKS[name]
-        times = [result["contestants"][name] for result in results]
-        middle = np.array([value["ms"] for value in times])
-        error = [middle - [value["low"] for value in times], [value["high"] for value in times] - middle]
-        ax.errorbar(
-            ranks, middle, yerr=error, capsize=1.5, elinewidth=0.7, color=colour, marker=marker, linestyle=line,
-            markersize=3.8, markerfacecolor="white" if name == "dequantize" else colour,
-        )  # fmt: skip
+        draw_times(ax, results, ranks, name, capsize=1.5, elinewidth=0.7, markersize=3.8)
     needed = [max(result["ceilings"]["memory_ms"], result["ceilings"]["fma_ms"]) for result in results]
     bottom = min(*needed, *(result["contestants"]["ours"]["low"] for result in results)) / 1.8
     ax.set_ylim(bottom, 1.5 * max(r["contestants"][name]["high"] for name in present(results) for r in results))

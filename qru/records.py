@@ -156,6 +156,18 @@ def load_records(folder: Path | None = None) -> list[Record]:
     return found
 
 
+def named_or_all(files: Sequence[str], folder: Path, missing: str) -> list[Path]:
+    """The files that are named; if none is, every JSON file of a folder, by name.
+
+    Raises:
+        LookupError: there is none; it says ``missing``.
+    """
+    found = [Path(file) for file in files] or sorted(folder.glob("*.json"))
+    if not found:
+        raise LookupError(missing)
+    return found
+
+
 def latest(records: Iterable[Record] | None = None, **config: Any) -> Record:
     """The newest record whose config holds the given values; damaged ones are left out.
 

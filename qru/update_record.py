@@ -15,7 +15,7 @@ from typing import Any
 
 from qru import movement, why
 from qru.ops import QuantSpec
-from qru.records import Record, load_record, provenance, read_json, rounded, say, write_json
+from qru.records import Record, load_record, named_or_all, provenance, read_json, rounded, say, write_json
 
 KIND = "update-sizes"
 KEPT = Path(__file__).resolve().parent.parent / "paper" / "records" / "updates"
@@ -72,14 +72,12 @@ def load_updates(files: Sequence[str] = (), folder: Path = KEPT) -> list[dict[st
         LookupError: there is none.
         ValueError: one is something else (names it).
     """
-    found = [Path(file) for file in files] or sorted(folder.glob("*.json"))
-    if not found:
-        raise LookupError(f"no sizes of updates in {folder}. Make them: python -m qru.update_record runs/<run>")
+    make = "Make them: python -m qru.update_record runs/<run>"
     out = []
-    for path in found:
+    for path in named_or_all(files, folder, f"no sizes of updates in {folder}. {make}"):
         value = read_json(path)
         if not isinstance(value, dict) or value.get("kind") != KIND:
-            raise ValueError(f"{path} holds no sizes of updates. Make them: python -m qru.update_record runs/<run>")
+            raise ValueError(f"{path} holds no sizes of updates. {make}")
         out.append(value)
     return out
 
