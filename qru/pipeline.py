@@ -191,6 +191,7 @@ def _run(job: Job) -> None:
             reported = {name: chosen for name, chosen in reported.items() if name in config.metrics}
         reference = scoring.privleak_reference(made, corpus)
         scores = _baselines(job, short=True)
+        trained_by = _reuse_training(job, clock, label)
         with clock.stage("unlearn"):
             history = _unlearn(config, corpus, made.tokenizer, start, folder, label)
         clock.stages["unlearn"]["seconds"] = round(sum(row["seconds"] for row in history), 3)  # of all attempts
@@ -240,10 +241,10 @@ def _run(job: Job) -> None:
             "provenance": records.provenance()
             | {
                 "compute": compute_precision(loop.device()),
-                "corpus": corpus.fingerprint,
-                "models": {name: made.identity(name) for name in ("base", "target", "retrained", "tokenizer")},
+                **_origins(job),
             }
-            | ({"folders": {name: str(getattr(made, name)) for name in made.contents}} if made.contents else {}),
+            | ({"folders": {name: str(getattr(made, name)) for name in made.contents}} if made.contents else {})
+            | ({"trained_by": trained_by} if trained_by else {}),
             "recovered": verdict.recovered(judged),
             "verdict": verdict.sentences(judged, config.to_dict()),
             "history": history,
@@ -252,6 +253,57 @@ def _run(job: Job) -> None:
         records.write_json(folder / "record.json", record)
         shutil.rmtree(folder / "partial", ignore_errors=True)
         say(f"record: {folder / 'record.json'}")
+
+
+MEASURING = frozenset({"metrics", "quantizers"})  # settings that training does not depend on
+
+
+def _origins(job: Job) -> dict[str, Any]:
+    """What a run was made from, as its provenance says it."""
+    models_ = {name: job.made.identity(name) for name in ("base", "target", "retrained", "tokenizer")}
+    return {"compute": compute_precision(loop.device()), "corpus": job.corpus.fingerprint, "models": models_}
+
+
+def _trained_alike(job: Job) -> Record | None:
+    """The record of a run that differs in nothing but what was measured, that trained its model, and still has it."""
+    if job.config.forget_set != WHOLE:
+        return None  # each request starts from the one before: they are told apart by their folders alone
+    settings = {k: v for k, v in job.config.to_dict().items() if k not in {*MEASURING, *models.ROLES, "corpus"}}
+    for folder in sorted(job.folder.parent.glob(f"{job.folder.name.removesuffix(job.key[:10])}*")):
+        if folder == job.folder or not (folder / "record.json").is_file() or not (folder / "model").is_dir():
+            continue
+        with contextlib.suppress(ValueError):  # a damaged record is named where it is asked for
+            record = records.load_record(folder)
+            same = all(name in record.config and record.config[name] == value for name, value in settings.items())
+            if same and _origins(job).items() <= record.provenance.items() and "trained_by" not in record.provenance:
+                return record
+    return None
+
+
+def _reuse_training(job: Job, clock: Clock, label: str) -> str | None:
+    """Copy what training left in a run that differs only in what was measured, if there is one; the name of that run.
+
+    ``model``, by which training is known to have ended, comes last and whole.
+    """
+    folder = job.folder
+    said = folder / "trained_by.json"
+    if not (folder / "model").is_dir():
+        said.unlink(missing_ok=True)
+        if alike := _trained_alike(job):
+            say(f"{label}: with the model of {alike.run}, which differs only in what was measured")
+            clock.stages["unlearn"] = alike.cost["unlearn"]
+            records.write_json(clock.file, clock.stages)
+            records.write_json(said, {"run": alike.run})
+            loop.delete_checkpoint(folder / "training.pt")
+            shutil.copy2(alike.path.parent / "history.json", folder)
+            for name in ("adapter", "model"):
+                if (source := alike.path.parent / name).is_dir():
+                    temporary = folder / f".{name}.copy"
+                    for left in (temporary, folder / name):
+                        shutil.rmtree(left, ignore_errors=True)
+                    shutil.copytree(source, temporary)
+                    temporary.rename(folder / name)
+    return records.read_json(said)["run"] if said.is_file() else None
 
 
 def _unlearn(config, corpus, reader: Path, start: Path, folder: Path, label: str) -> list[dict[str, float]]:

@@ -63,6 +63,37 @@ def test_the_same_configuration_is_not_run_again(record, monkeypatch, capfd):
     assert again == record
 
 
+SAME = {"method": "npo_gdr", "adapter": "lora", "lora_rank": 4, "learning_rate": 1e-3, "epochs": 2, "scale": "smoke"}
+
+
+def test_measuring_something_else_does_not_train_again(record, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("qru.loop.fit", lambda *a, **k: pytest.fail("trained again"))
+        again = pipeline.run(**SAME, quantizers=("rtn-int3-g64", "rtn-int2-g64"), metrics=("verbmem",))
+        third = pipeline.run(**SAME, quantizers=("rtn-int8-g128",), metrics=("verbmem",))
+    assert again.provenance["trained_by"] == third.provenance["trained_by"] == record.run
+    assert "trained_by" not in record.provenance
+    assert again.cost["unlearn"] == record.cost["unlearn"]
+    assert again.extra["history"] == record.extra["history"]
+    assert again.crossings["rtn-int3-g64"] == record.crossings["rtn-int3-g64"]
+    assert set(again.scores["unlearned"]) == {"bf16", "rtn-int3-g64", "rtn-int2-g64"}
+    unlearned = again.scores["unlearned"]["rtn-int3-g64"]["verbmem"]
+    assert unlearned == record.scores["unlearned"]["rtn-int3-g64"]["verbmem"]
+
+
+@pytest.mark.parametrize("other", [{"beta": 0.2}, {"seed": 7}, {"lora_dropout": 0.0}, {"epochs": 3}])
+def test_a_model_of_other_settings_is_not_taken(other, record, monkeypatch):
+    class Trained(Exception):
+        pass
+
+    def fit(*arguments, **options):
+        raise Trained
+
+    monkeypatch.setattr("qru.loop.fit", fit)
+    with pytest.raises(Trained):
+        pipeline.run(**SAME | other, quantizers=("rtn-int3-g64",))
+
+
 def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
     before = record.path.read_bytes()
     record.path.write_bytes(before[:100])
