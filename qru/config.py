@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,18 @@ def choice(kind: str, value: object, known: tuple[str, ...]) -> None:
 def regime(scale: str) -> str:
     """The scale whose corpora and settings hold: ``"mini"`` for ``"mini-256x8"``."""
     return scale.partition("-")[0]
+
+
+def stepped(config: Mapping[str, Any]) -> str:
+    """What the optimizer steps, and how where that is not the usual way: ``bf16``, ``bf16, fp32 moments``.
+
+    Args:
+        config: a resolved configuration, or that of a record.
+    """
+    moments, rounding = config.get("moments"), config.get("rounding", "nearest")
+    unusual = [f"{moments} moments"] if moments else []
+    unusual += [f"{rounding} rounding"] if rounding != "nearest" else []
+    return ", ".join([config["weights"], *unusual])
 
 
 def number(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qru import compress, forget_sets, inputs, launch, loop, models, paths, processes, records, scoring, verdict
-from qru.config import WHOLE, RunConfig, digest
+from qru.config import WHOLE, RunConfig, digest, stepped
 from qru.corpora import Corpus
 from qru.cost import Clock
 from qru.defaults import note
@@ -95,7 +95,7 @@ def train(config: RunConfig) -> Path:
         launch.wanted(one.config)
         chain = _chain(*one[:2], one.models())
     for job in chain:
-        label = f"{job.config.method} {job.config.adapter} {job.config.weights}"
+        label = f"{job.config.method} {job.config.adapter} {stepped(job.config.to_dict())}"
         _unlearn(job.config, job.corpus, job.made.tokenizer, job.start, job.folder, label)
     return chain[-1].folder
 
@@ -184,7 +184,7 @@ def _run(job: Job) -> None:
             return  # another process has made it meanwhile
         clock = Clock(folder / "partial" / "cost.json")
         part = "" if config.forget_set == WHOLE else f" {config.forget_set}"
-        label = f"{config.method} {config.adapter} {config.weights}{part}"
+        label = f"{config.method} {config.adapter} {stepped(config.to_dict())}{part}"
         quantizers = [load_quantizer(name) for name in config.quantizers]
         reported = None if config.forget_goal is None else scoring.forget_halves(corpus)[1]
         if reported and config.metrics:

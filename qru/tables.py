@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from qru.config import stepped
 from qru.records import Record, examples_of
 
 # Heading of each metric, with its better direction (held against qru.metrics.direction by a test).
@@ -26,9 +27,9 @@ UNDEFINED = "not measurable"
 
 
 def arm_label(record: Record) -> str:
-    """``npo_gdr full bf16``: method, adapter and type of the trained weights."""
+    """``npo_gdr full bf16``: method, adapter and what was stepped."""
     config = record.config
-    return f"{config['method']} {config['adapter']} {config['weights']}"
+    return f"{config['method']} {config['adapter']} {stepped(config)}"
 
 
 def labelled(*records: Record) -> dict[str, Record]:
@@ -43,7 +44,7 @@ def labelled(*records: Record) -> dict[str, Record]:
     telling = [
         key
         for key in shown[0]
-        if key not in ("hash", "method", "adapter", "weights") and any(c.get(key) != shown[0][key] for c in shown)
+        if key not in ("hash", "method", "adapter", "weights", "moments", "rounding") and any(c.get(key) != shown[0][key] for c in shown)
     ]
     out: dict[str, Record] = {}
     bare = [arm_label(record) for record in records]

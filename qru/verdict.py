@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qru.config import stepped
 from qru.metrics import paired_difference, recovered_share, recovers
 from qru.records import Record
 from qru.tables import by_forget_set
@@ -49,9 +50,10 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
     what = {metric: word for metric, word in (FORGOTTEN | {"utility": "utility"}).items() if metric in unlearned}
     changes = [f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in what.items()]
     arm = {"full": "full fine-tuning", "lora": "LoRA", "delta": "a difference from zero"}[config["adapter"]]
+    how = stepped(config).removeprefix(config["weights"])
     part = f" {name}," if (name := config.get("forget_set", "all")) != "all" else ""
     lines = [
-        f"{config['method']}, {arm}, {config['weights']} weights,{part} in bf16 (percent): "
+        f"{config['method']}, {arm}, {config['weights']} weights{how},{part} in bf16 (percent): "
         f"{', '.join(changes) or 'the corpus has no examples to measure forgetting with'}."
     ]
     for precision, shares in recovered(scores).items():

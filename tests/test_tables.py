@@ -98,6 +98,13 @@ def test_labels_name_what_differs_and_no_more():
     assert list(found) == ["npo_gdr full bf16, seed 0", "npo_gdr full bf16, seed 1", "npo_gdr lora fp32"]
 
 
+def test_labels_say_how_weights_were_stepped():
+    other = synthetic_record("full")
+    other.config["moments"] = "fp32"
+    found = tables.labelled(synthetic_record("full"), other)
+    assert list(found) == ["npo_gdr full bf16", "npo_gdr full bf16, fp32 moments"]
+
+
 def test_the_same_run_twice_is_refused(full):
     with pytest.raises(ValueError, match="same configuration"):
         tables.labelled(full, full)

@@ -34,6 +34,12 @@ def test_a_known_share_is_said_with_its_interval():
     assert second.endswith(": it comes back.")
 
 
+def test_it_is_said_how_weights_were_stepped():
+    found = scores((0.1, 0.2), (0.1, 0.2), (0.9, 1.0))
+    first = sentences(found, CONFIG | {"moments": "fp32", "rounding": "stochastic"})[0]
+    assert first.startswith("npo_gdr, full fine-tuning, bf16 weights, fp32 moments, stochastic rounding, in bf16")
+
+
 def test_every_arm_has_a_name():
     found = scores((0.1, 0.2), (0.1, 0.2), (0.9, 1.0))
     said = [sentences(found, CONFIG | {"adapter": adapter})[0] for adapter in ADAPTERS]
