@@ -41,11 +41,8 @@ def labelled(*records: Record) -> dict[str, Record]:
     if not records:
         raise ValueError("no record was given.")
     shown = [record.config for record in records]
-    telling = [
-        key
-        for key in shown[0]
-        if key not in ("hash", "method", "adapter", "weights", "moments", "rounding") and any(c.get(key) != shown[0][key] for c in shown)
-    ]
+    in_label = {"hash", "method", "adapter", "weights", "moments", "rounding"}
+    telling = [key for key in shown[0] if key not in in_label and any(c.get(key) != shown[0][key] for c in shown)]
     out: dict[str, Record] = {}
     bare = [arm_label(record) for record in records]
     for record, label in zip(records, bare, strict=True):
