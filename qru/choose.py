@@ -1,6 +1,6 @@
 """How the learning rates and λ at mini were chosen: ``python -m qru.choose`` reruns the search and prints them.
 
-The rule: on books with seed 1000, which is never reported, with GA+KLR and with NPO+KLR, and with the arm of each
+The rule: on each corpus with seed 1000, which is never reported, with GA+KLR and with NPO+KLR, and with the arm of each
 family that public code uses (bf16 weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid from
 the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half of
 the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS``. An attempt is given up half way if
@@ -14,6 +14,7 @@ differ in one thing alone, those of two families in their rates, too.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 from qru import models, optimizers
 from qru.config import RunConfig
 from qru.corpora import load_corpus
-from qru.defaults import GOAL, MINI_BETA2, STEPS, resolve
+from qru.defaults import EPOCHS, GOAL, MINI_BETA2, STEPS, resolve
 from qru.metrics import evaluate
 from qru.parallel import side_by_side
 from qru.paths import runs_dir
@@ -31,6 +32,7 @@ from qru.scoring import forget_halves
 from qru.unlearn import unlearn
 
 SEED = 1000
+CORPORA = ("books", "news")
 METHODS = ("ga_klr", "npo_klr")
 HOPELESS = 90.0  # percent of VerbMem half way
 WEIGHTS = (5.0, 1.0)
@@ -85,13 +87,14 @@ def trajectory(config: RunConfig, enough: Callable[[list[dict[str, float]]], boo
     return seen
 
 
-def choose(method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]]]:
+def choose(corpus: str, method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]]]:
     """Learning rate and λ by the rule above, for a method and ``"full"`` or ``"lora"``, and every attempt."""
     tried = []
     for rate in RATES[adapter]:
         for weight in WEIGHTS:
-            settings = {"method": method, "adapter": adapter, "learning_rate": rate, "retain_weight": weight}
-            config = resolve(RunConfig(seed=SEED, **settings))
+            settings = {"corpus": corpus, "method": method, "adapter": adapter, "learning_rate": rate, "retain_weight": weight}
+            goal = {"epochs": EPOCHS, "forget_goal": GOAL, "goal_metrics": ("verbmem",)}
+            config = resolve(RunConfig(seed=SEED, **goal, **settings))
 
             def enough(seen: list[dict[str, float]], every: int = config.check_steps) -> bool:
                 hopeless = every * len(seen) >= STEPS / 2 and seen[-1]["verbmem"] > HOPELESS
@@ -99,17 +102,17 @@ def choose(method: str, adapter: str) -> tuple[float, float, list[dict[str, Any]
 
             seen = trajectory(config, enough)
             last, steps = seen[-1]["verbmem"], config.check_steps * len(seen)
-            say(f"{method} {adapter} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
+            say(f"{corpus} {method} {adapter} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
             tried.append(settings | {"verbmem": round(last, 1), "steps": steps})
             if last <= GOAL:
                 return rate, weight, tried
-    raise ValueError(f"{method} {adapter} reaches the goal at no rate of the grid.")
+    raise ValueError(f"{corpus} {method} {adapter} reaches the goal at no rate of the grid.")
 
 
 if __name__ == "__main__":
-    cells = [(method, adapter) for method in sys.argv[1:] or METHODS for adapter in RATES]
+    cells = list(itertools.product(sys.argv[1:] or CORPORA, METHODS, RATES))
     found = side_by_side(choose, cells)
-    for (method, adapter), (rate, weight, _) in zip(cells, found, strict=True):
-        print(f"{method} {adapter}: learning rate {rate:g}, λ {weight:g}")
+    for (corpus, method, adapter), (rate, weight, _) in zip(cells, found, strict=True):
+        print(f"{corpus} {method} {adapter}: learning rate {rate:g}, λ {weight:g}")
     tried = [attempt for *_, attempts in found for attempt in attempts]
     write_json(runs_dir() / "choice.json", {"seed": SEED, "tried": tried})

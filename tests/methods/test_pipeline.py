@@ -181,6 +181,19 @@ def test_the_stopping_half_is_not_reported(made):
         assert len(arms.asked(found, metric)) == full // 2
 
 
+def test_one_metric_alone_with_a_goal_that_is_missed(made):
+    asked = FAST | {"metrics": ("verbmem",), "quantizers": ("rtn-int3-g64",)}
+    found = pipeline.run(
+        method="ga", forget_goal=0.0, goal_metrics=("verbmem",), epochs=1, learning_rate=1e-6, check_steps=1, **asked
+    )
+    history = found.extra["history"]
+    assert "stopped" not in history[-1] and history[-1]["verbmem"] > 0
+    assert set(found.scores["unlearned"]["rtn-int3-g64"]) == {"verbmem"}
+    shown = len(found.scores["unlearned"]["bf16"]["verbmem"]["per_example"])
+    assert shown == len(scoring.forget_halves(load_corpus("books", scale="smoke"))[1]["verbmem"])
+    assert set(found.extra["recovered"]["rtn-int3-g64"]) == {"verbmem", "knowmem", "recovers"}
+
+
 def test_half_of_a_score_is_of_the_same_examples_throughout():
     score = {"value": 0.0, "ci": [0, 0], "per_example": [0.0, 1.0, 0.5, 0.25], "responses": ["a", "b", "c", "d"]}
     found = scoring.half({"verbmem": score, "utility": score}, {"verbmem": [1, 3]})
