@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from qru import budget, figures, kernel_record, paper_words, records, why_records, why_verdict
+from qru import budget, figures, kernel_record, paper_words, records, why_records
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
@@ -90,7 +90,7 @@ def main() -> None:
     page = block("kernel", kernel(KERNELS), page)
     dial = why_records.committed("dial")
     elsewhere = " ".join([*paper_words.elsewhere(dial), "The dial:", *paper_words.dial(dial)[:3]])
-    page = block("why", f"{why_verdict.finding(why_records.committed())}\n\n{elsewhere}", page)
+    page = block("why", f"{paper_words.finding(why_records.committed())}\n\n{elsewhere}", page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     README.write_text(page)
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")

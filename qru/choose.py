@@ -92,7 +92,8 @@ def choose(corpus: str, method: str, adapter: str) -> tuple[float, float, list[d
     tried = []
     for rate in RATES[adapter]:
         for weight in WEIGHTS:
-            settings = {"corpus": corpus, "method": method, "adapter": adapter, "learning_rate": rate, "retain_weight": weight}
+            settings = {"corpus": corpus, "method": method, "adapter": adapter}
+            settings |= {"learning_rate": rate, "retain_weight": weight}
             goal = {"epochs": EPOCHS, "forget_goal": GOAL, "goal_metrics": ("verbmem",)}
             config = resolve(RunConfig(seed=SEED, **goal, **settings))
 

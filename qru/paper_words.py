@@ -104,6 +104,30 @@ def family_returns(found: Sequence[Record]) -> dict[str, str]:
     return out
 
 
+def finding(found: Sequence[Record]) -> str:
+    """The result in two sentences, for a page that nobody reads to the end."""
+    if not found:
+        return "There is no record of it yet: `make why`."
+    table = why_verdict.outcomes(found)
+    score = scored(zip(table["predicted"], table["back"], strict=True))
+    if score["n"] == score["undecided"]:
+        return f"No run ({why_verdict.size(table)}) forgot anything that could come back."
+    rows = said(table)
+    dead = rows[rows["family"] == why_verdict.STILL]
+    right = dead["predicted"].eq(dead["back"].astype(bool))
+    # Arms without a dead zone are easy to foresee; and seeds, methods and arms of one rate share what is foreseen.
+    alike = [dead[column] for column in ("corpus", "quantizer", "learning_rate")]
+    distinct = right.groupby(alike).all() if len(dead) else right
+    forgotten = span(table.drop_duplicates("run").query("reached")["verbmem_bf16"], unit=" %")
+    return (
+        f"At equal forgetting of text ({why_verdict.size(table)}; VerbMem {forgotten} in bf16), "
+        f"{'; '.join(family_returns(found).values())}. Predicted from learning rate, weights and quantization step "
+        f"alone, {score['right']} of {len(rows)} outcomes were right, with {score['false_alarms']} false alarms and "
+        f"{score['missed']} missed returns; of the {len(dead)} in arms with a dead zone {right.sum()}, and of the "
+        f"{len(distinct)} among these that are distinct {distinct.sum()}."
+    )
+
+
 def cause(found: Sequence[Record]) -> str:
     """Which of the two, precision or rank, the runs speak for, in the share of runs that any quantizer brings back."""
     rows = said(why_verdict.outcomes(found))

@@ -67,32 +67,6 @@ def sentences(found: Sequence[Record]) -> list[str]:
     return [*lines, _families(table), _knowledge(table), _foreseen(table)]
 
 
-def finding(found: Sequence[Record]) -> str:
-    """The result in two sentences, for a page that nobody reads to the end."""
-    if not found:
-        return "There is no record of it yet: `make why`."
-    table = outcomes(found)
-    said = table[table["back"].notna()]
-    parts, others = [], []
-    for arm, rows in said.groupby("arm", sort=False):
-        by_quantizer = [(q, rows[rows["quantizer"] == q]) for q in finest_first(table)]
-        back = [f"{q} ({_share_of(part)})" for q, part in by_quantizer if part["back"].any()]
-        if back:
-            parts.append(f"in {quoted(arm)} under {_listed(back)}")
-        else:
-            others.append(arm)
-    quantizers = _count(table["quantizer"].nunique(), "quantizer", "quantizers")
-    runs = _count(said.loc[said["arm"].isin(others), "run"].nunique(), "run", "runs")
-    if said.empty:
-        told = "no run forgot anything that could come back"
-    elif not parts:
-        told = f"the text comes back in none of {runs} under any of {quantizers}"
-    else:
-        rest = f"in none of {runs} of {_listed(map(quoted, others))} under any of {quantizers}"
-        told = f"the text comes back {'; '.join([*parts, *([rest] if others else [])])}"
-    return f"At equal forgetting of text ({_size(table)}), {told}. {_foreseen(table)}"
-
-
 def quoted(arm: str) -> str:
     """An arm's name, which may hold a comma, inside a sentence."""
     return f"“{arm}”"
@@ -105,7 +79,7 @@ def _share_of(rows: pd.DataFrame) -> str:
     return f"{back.sum()} of {_count(len(rows), 'run', 'runs')}, median {share:.0f} %"
 
 
-def _size(table: pd.DataFrame) -> str:
+def size(table: pd.DataFrame) -> str:
     """``7 arms, 2 methods, 2 corpora, 3 seeds``."""
     seeds = table.groupby(["corpus", "method", "arm"])["seed"].nunique()
     many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
@@ -122,7 +96,7 @@ def _compared(table: pd.DataFrame) -> list[str]:
     """How many runs are at equal forgetting, and what of them is not equal."""
     runs = table.drop_duplicates("run")
     reached = runs[runs["reached"]]
-    line = f"{_count(len(runs), 'run', 'runs')} ({_size(table)}); {len(reached)} reached the forgetting goal"
+    line = f"{_count(len(runs), 'run', 'runs')} ({size(table)}); {len(reached)} reached the forgetting goal"
     by_arm = runs.groupby("arm", sort=False)["reached"]
     missed = [f"{quoted(arm)} {(~met).sum()} of {len(met)}" for arm, met in by_arm if not met.all()]
     lines = [f"{line}{f'; missed, and left out below: {_listed(missed)}' if missed else ''}."]

@@ -158,20 +158,6 @@ def test_nothing_forgotten_is_nothing_to_say():
     assert lines[-1].startswith("No run forgot anything that could come back")
 
 
-def test_the_finding_is_two_sentences_whichever_way_it_falls(runs):
-    found = why_verdict.finding(runs)
-    assert found.count(". ") == 1
-    assert (
-        "in “bf16” under rtn-int3-g128 (2 of 2 runs, median 75 %) and rtn-int4-tensor (2 of 2 runs, median 75 %); in "
-        "“bf16, fp32 moments” under rtn-int3-g128 (1 of 2 runs, median 75 %); in none of 3 runs of “fp32 master” and "
-        "“LoRA fp32” under any of 4 quantizers. Of 28 predictions"
-    ) in found
-    assert "25 were right" in found
-    assert "comes back in none of 1 run under any of 4 quantizers" in why_verdict.finding([why_record(MASTER)])
-    assert "no run forgot anything" in why_verdict.finding([why_record(BF16, reached=False)])
-    assert "make why" in why_verdict.finding([])
-
-
 # --- kept records -----------------------------------------------------------------------------------------------
 
 

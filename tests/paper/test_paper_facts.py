@@ -48,6 +48,17 @@ def test_what_returned_is_counted_by_family(runs):
     assert low == "with LoRA, it comes back in none of 1 run under any of 4 quantizers", "the other missed the goal"
 
 
+def test_the_finding_is_two_sentences_whichever_way_it_falls(runs):
+    found = paper_words.finding(runs)
+    assert found.count(". ") == 1
+    assert "(2 runs), the forgotten text comes back under int3 g128 in 2 of 2" in found
+    assert "20 of 20 outcomes were right, with 0 false alarms and 0 missed returns; of the 8 in arms with" in found
+    assert "dead zone 8, and of the 4 among these that are distinct 4." in found
+    assert "comes back in none of 1 run under any of 4 quantizers" in paper_words.finding([why_record(MASTER)])
+    assert "forgot anything" in paper_words.finding([why_record(BF16, reached=False)])
+    assert "make why" in paper_words.finding([])
+
+
 @pytest.mark.parametrize(
     ("failing", "told"),
     [
