@@ -256,7 +256,7 @@ def _tried() -> list[list[str]]:
     """Every attempt at a rate and λ, in the order they were made."""
     table = why_records.choice_table()
     return [
-        [method_title(row["method"]), str(row["adapter"]), general(row["learning_rate"], 3),
+        [row["corpus"], method_title(row["method"]), str(row["adapter"]), general(row["learning_rate"], 3),
          f"{row['retain_weight']:g}", str(row["steps"]), f"{row['verbmem']:g}"]
         for _, row in table.iterrows()
     ]  # fmt: skip

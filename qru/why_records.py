@@ -201,7 +201,7 @@ def _place(path: Path) -> str:
 def choice_table() -> pd.DataFrame:
     """Every attempt at a learning rate and λ, in the order they were made, and how far VerbMem (percent) came."""
     tried = records.read_json(KEPT.parent / "choice.json")["tried"]
-    return pd.DataFrame(tried)[["method", "adapter", "learning_rate", "retain_weight", "steps", "verbmem"]]
+    return pd.DataFrame(tried)[["corpus", "method", "adapter", "learning_rate", "retain_weight", "steps", "verbmem"]]
 
 
 # --- tables of the other parts ----------------------------------------------------------------------------------

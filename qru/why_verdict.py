@@ -201,22 +201,22 @@ def finest_first(table: pd.DataFrame) -> list[str]:
 
 
 def protocol_table(found: Sequence[Record]) -> pd.DataFrame:
-    """What each arm was run with, a row a method and arm: rates, λ, looks at the goal, edge, steps until it was met."""
+    """What each arm was run with, a row a corpus, method and arm: rates, λ, looks at the goal, edge, steps until it was met."""
     table = why.table(found)
     looks = pd.Series([record.config["check_steps"] for record in found], [record.run for record in found])
     runs = table.drop_duplicates("run")
     runs = runs.assign(look=looks.reindex(runs["run"]).to_numpy())
     rows = []
-    for (method, arm), group in runs.groupby(["method", "arm"], sort=False):
+    for (corpus, method, arm), group in runs.groupby(["corpus", "method", "arm"], sort=False):
         steps = group.loc[group["reached"], "steps"]
         rows.append({
-            "method": method, "arm": arm,
+            "corpus": corpus, "method": method, "arm": arm,
             "learning rate": _several(group["learning_rate"]), "λ": _several(group["retain_weight"]),
             "moves |w| <": _several(group["edge"]), "a look every": _several(group["look"]),
             "steps to the goal": _span(steps) if len(steps) else "–",
             "reached": f"{len(steps)} of {len(group)}",
         })  # fmt: skip
-    return pd.DataFrame(rows).set_index(["method", "arm"])
+    return pd.DataFrame(rows).set_index(["corpus", "method", "arm"])
 
 
 def _several(values: pd.Series) -> str:

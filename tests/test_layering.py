@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "qru"
 # Part of the package -> level. A part imports from lower levels only; parts of one level are siblings.
 LEVELS = {
     "registry": 0, "paths": 0, "style": 0,
-    "config": 1, "records": 1, "reported": 1, "kernel_record": 1, "notebook": 1, "processes": 1,
+    "config": 1, "records": 1, "reported": 1, "kernel_record": 1, "notebook": 1, "processes": 1, "tensor_file": 1,
     "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
     "models": 3, "launch": 3, "figures": 3, "typeset": 3,
-    "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4,
+    "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4, "shards": 4,
     "sheet": 4, "evaluation_sheet": 5, "print_figures": 5, "paper_tables": 5, "paper_figures": 6,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,
     "scoring": 6, "movement": 6, "prediction": 6,
