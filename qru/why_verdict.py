@@ -201,7 +201,7 @@ def finest_first(table: pd.DataFrame) -> list[str]:
 
 
 def protocol_table(found: Sequence[Record]) -> pd.DataFrame:
-    """What each arm was run with, a row a corpus, method and arm: rates, λ, looks at the goal, edge, steps until it was met."""
+    """What each arm was run with, a row a corpus, method and arm: rates, λ, looks, edge, steps to the goal."""
     table = why.table(found)
     looks = pd.Series([record.config["check_steps"] for record in found], [record.run for record in found])
     runs = table.drop_duplicates("run")
