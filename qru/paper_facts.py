@@ -30,6 +30,7 @@ ARTEFACTS = (
     "figures/scal_sust",
 )  # fmt: skip
 EMBEDDED = ("books", "news")
+FAMILIES = {"full": "full rank", "lora": "LoRA"}
 SETTINGS = {
     "corpus": "corpus", "seed": "seed", "method": "method", "learning_rate": "learning rate",
     "retain_weight": "λ", "batch_size": "forget documents a step", "epochs": "epochs at most",
@@ -83,6 +84,10 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             "usual": f"{defaults.BETA2:g}", "usual_bound": f"{optimizers.largest_step(defaults.BETA2):.1f}",
             "full_rate": general(defaults.MINI["full"][0], 3), "lora_rate": general(defaults.MINI["lora"][0], 3),
             "retain_weight": listed(sorted({f"{weight:g}" for _, weight in defaults.MINI.values()})),
+            "other_rates": listed([
+                f"{term.upper()} on {corpus} {general(rate, 3)} and λ {weight:g} for {FAMILIES[family]}"
+                for (corpus, term, family), (rate, weight) in defaults.MINI_OTHER.items()
+            ]),
             "goal": f"{defaults.GOAL:g}", "looks": listed([defaults.CHECK_FAST, defaults.CHECK_SLOW]),
             "hidden": f"{HIDDEN:g}", "published_rate": general(defaults.FULL_RATE),
             "published_edge": general(optimizers.movable_below(defaults.FULL_RATE)),

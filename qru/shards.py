@@ -16,7 +16,7 @@ import torch
 
 from qru.checkpoint import INDEX, check_files, configuration
 from qru.models import in_layers, layer_shapes
-from qru.tensor_file import AGAIN, TensorFile, open_file, parse_json
+from qru.tensor_file import AGAIN, TensorFile, contained, open_file, parse_json
 
 SINGLE = "model.safetensors"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -191,26 +191,6 @@ def linear_layers_of(shards: Shards | Path | str, role: str = "checkpoint") -> d
 def _tail(name: str) -> str:
     """``"model.layers.3.mlp.up_proj.weight"`` -> ``"layers.3.mlp.up_proj.weight"``: without what stands before."""
     return re.search(r"[^.]+\.\d+\..*", name)[0] if re.search(r"\.\d+\.", name) else name
-
-
-def contained(path: Path, role: str) -> None:
-    """Refuse a file that is a link out of its folder; a snapshot of the Hub's cache links into its own blobs.
-
-    Raises:
-        ValueError: naming the link and where it leads.
-    """
-    try:
-        folder, real = path.parent, path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 says of a loop of links
-        raise ValueError(f"{role}: {path} is a link that leads nowhere ({error}): copy the file there.") from error
-    allowed = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        allowed.append(folder.resolve().parent.parent / "blobs")
-    if real.parent not in allowed:
-        raise ValueError(
-            f"{role}: {path} is a link that leaves its folder, to {real}: copy the file there, or give the folder that "
-            "it is in."
-        )
 
 
 def _index(folder: Path, role: str) -> dict[str, str]:

@@ -130,6 +130,26 @@ def open_file(path: Path, role: str) -> TensorFile:
     return TensorFile(path, tensors, metadata, _stamp(found))
 
 
+def contained(path: Path, role: str) -> None:
+    """Refuse a file that is a link out of its folder; a snapshot of the Hub's cache links into its own blobs.
+
+    Raises:
+        ValueError: naming the link and where it leads.
+    """
+    try:
+        folder, real = path.parent, path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 says of a loop of links
+        raise ValueError(f"{role}: {path} is a link that leads nowhere ({error}): copy the file there.") from error
+    allowed = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        allowed.append(folder.resolve().parent.parent / "blobs")
+    if real.parent not in allowed:
+        raise ValueError(
+            f"{role}: {path} is a link that leaves its folder, to {real}: copy the file there, or give the folder that "
+            "it is in."
+        )
+
+
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
     """A JSON object in which no name stands twice.
 

@@ -13,20 +13,21 @@ PACKAGE = Path(__file__).resolve().parent.parent / "qru"
 
 # Part of the package -> level. A part imports from lower levels only; parts of one level are siblings.
 LEVELS = {
-    "registry": 0, "paths": 0, "style": 0,
+    "registry": 0, "paths": 0, "style": 0, "counts": 0,
     "config": 1, "records": 1, "reported": 1, "kernel_record": 1, "notebook": 1, "processes": 1, "tensor_file": 1,
     "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
-    "models": 3, "launch": 3, "figures": 3, "typeset": 3,
+    "models": 3, "launch": 3, "figures": 3, "typeset": 3, "peft_adapter": 3,
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4, "shards": 4,
     "sheet": 4, "evaluation_sheet": 5, "print_figures": 5, "paper_tables": 5, "paper_figures": 6,
-    "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "compress": 5,
-    "scoring": 6, "movement": 6, "prediction": 6,
-    "inputs": 7,
-    "pipeline": 8,
-    "arms": 9, "budget": 9, "preparation": 9, "choose": 9, "widgets": 9, "cli": 9, "train": 9,
-    "experiments": 10, "why": 10,
-    "why_records": 11, "why_verdict": 11, "update_record": 11, "why_sheets": 12,
-    "paper_words": 13, "paper_facts": 14,
+    "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "checkpoint_audit": 5,
+    "compress": 6, "prediction": 6, "audit_report": 6,
+    "scoring": 7, "movement": 7,
+    "inputs": 8,
+    "pipeline": 9,
+    "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "cli": 10, "train": 10,
+    "experiments": 11, "why": 11,
+    "why_records": 12, "why_verdict": 12, "update_record": 12, "why_sheets": 13,
+    "paper_words": 14, "paper_facts": 15,
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",

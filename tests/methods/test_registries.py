@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qru.config import RunConfig
-from qru.defaults import EPOCHS, GOAL, MINI, resolve
+from qru.defaults import EPOCHS, GOAL, MINI, MINI_OTHER, resolve
 from qru.objectives import Said, forget_terms, methods, retain_terms
 from qru.quantizers import Update, families, load_quantizer
 
@@ -69,6 +69,14 @@ def test_every_method_and_arm_has_defaults(method, adapter, family):
     config = resolve(RunConfig(method=method, adapter=adapter))
     assert (config.learning_rate, config.retain_weight) == MINI[family]
     assert (config.forget_goal, config.goal_metrics, config.epochs) == (GOAL, ("verbmem",), EPOCHS)
+
+
+def test_where_the_rule_gave_another_rate_all_arms_of_the_family_take_it():
+    for settings in ({"weights": "bf16"}, {"weights": "fp32"}, {"adapter": "delta"}):
+        news = resolve(RunConfig(method="ga_gdr", corpus="news", **settings))
+        assert (news.learning_rate, news.retain_weight) == MINI_OTHER["news", "ga", "full"]
+    assert resolve(RunConfig(method="ga_gdr", corpus="news", adapter="lora")).learning_rate == MINI["lora"][0]
+    assert resolve(RunConfig(method="npo_gdr", corpus="news")).learning_rate == MINI["full"][0]
 
 
 def test_a_goal_is_set_only_where_the_user_says_nothing_of_how_long_to_train():
