@@ -20,6 +20,7 @@ LEVELS = {
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4, "shards": 4,
     "sheet": 4, "evaluation_sheet": 5, "print_figures": 5, "paper_tables": 5, "paper_figures": 6,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "checkpoint_audit": 5,
+    "formats": 5,
     "compress": 6, "prediction": 6, "audit_report": 6,
     "scoring": 7, "movement": 7,
     "inputs": 8,
