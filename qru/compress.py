@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import math
 import warnings
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from qru import records
+from qru.checkpoint_audit import audit_checkpoint
+from qru.counts import survival, total
 from qru.models import in_layers, linear_layers, load_weights, loading, quiet
 from qru.ops import QuantSpec, merge_quantize
+from qru.peft_adapter import BASE_FILE, into_digest, refusal, supported
 from qru.quantizers import Quantizer, Update
-
-BASE_FILE = "base.json"  # beside an adapter: which base it belongs to
 
 
 def updates(
@@ -119,7 +119,7 @@ def plain_lora(model: torch.nn.Module) -> str | None:
                 "one must be active. Choose it with set_adapter()."
             )
         if active is None and module.active_adapters[0] in configs:
-            supported(configs[module.active_adapters[0]])
+            supported(configs[module.active_adapters[0]].to_dict())
         active = module.active_adapters[0]
         if active in module.lora_variant:
             raise ValueError(refusal(f"{type(module.lora_variant[active]).__name__} on {name}"))
@@ -131,34 +131,6 @@ def plain_lora(model: torch.nn.Module) -> str | None:
         kinds = ", ".join(str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values())
         raise ValueError(refusal(f"{kinds}, which adapts no linear layer"))
     return active
-
-
-def supported(config: PeftConfig) -> None:
-    """Refuse an adapter that is not W + scaling · B A and nothing else.
-
-    Raises:
-        ValueError: naming the option that makes it something else.
-    """
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    if kind != "LORA":
-        raise ValueError(refusal(str(kind)))
-    if config.bias != "none":
-        raise ValueError(refusal(f"bias={config.bias!r}"))
-    for option in (
-        "use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "layer_replication",
-        "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
-        "monteclora_config", "velora_config",
-    ):  # fmt: skip
-        if getattr(config, option, None):
-            named = {"use_dora": "DoRA (use_dora=True)"}.get(option, f"{option}={getattr(config, option)!r}")
-            raise ValueError(refusal(named))
-
-
-def refusal(what: str) -> str:
-    return (
-        f"this adapter has {what}; only plain LoRA on the linear layers is read. Merge it with peft "
-        "(merge_and_unload), save the model, and give that."
-    )
 
 
 def stored(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -248,41 +220,13 @@ def stored_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: stored(layer.weight) for name, layer in linear_layers(model).items()}
 
 
-def survival(stats: dict) -> dict[str, float | None]:
-    """How much of the update ΔW is left in δ = Q(W0+ΔW) − Q(W0).
-
-    Returns:
-        ``projection`` = Σδ·ΔW / Σ ΔW² and ``cosine`` = Σδ·ΔW / √(Σδ² ΣΔW²); ``None`` where a norm is zero.
-    """
-    dw2, q_dw, q2 = stats["sum_dw2"], stats["sum_q_dw"], stats["sum_q2"]
-    return {
-        "projection": q_dw / dw2 if dw2 > 0 else None,
-        "cosine": q_dw / math.sqrt(dw2 * q2) if dw2 > 0 and q2 > 0 else None,
-    }
-
-
-def total(counts: dict[str, dict]) -> dict:
-    """Counts of all layers together; the histogram bin by bin."""
-    rows = list(counts.values())
-    summed = {}
-    for key in rows[0]:
-        if key in ("projection", "cosine"):
-            continue
-        values = [row[key] for row in rows]
-        if isinstance(values[0], list):
-            width = max(map(len, values))
-            summed[key] = [sum(v[i] if i < len(v) else 0 for v in values) for i in range(width)]
-        else:
-            summed[key] = sum(values)
-    return summed | survival(summed)
-
-
 def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008 - a frozen dataclass
     """Which weights cross a quantization bin between two models.
 
     Weights are counted in the type that they are stored in, fp32, fp16 or bf16; if the two sides differ, in one that
     holds both exactly. A module whose values are all bf16 numbers counts as bf16, however it holds them: qru computes
-    in fp32 on bf16 values. An adapter is merged into the base's type.
+    in fp32 on bf16 values. An adapter is merged into the base's type. Two folders are read tensor by tensor, and no
+    model is held.
 
     Args:
         base: the model before, without adapters; a module or the folder of a checkpoint (no tokenizer needed).
@@ -297,6 +241,9 @@ def audit(base, unlearned, spec: QuantSpec = QuantSpec()) -> dict:  # noqa: B008
         ValueError: the two models differ in their linear layers (names the first that differs), ``base`` carries an
             adapter, or the adapter is not plain LoRA or of another base.
     """
+    if not isinstance(base, torch.nn.Module) and not isinstance(unlearned, torch.nn.Module):
+        found = audit_checkpoint(base, unlearned, [spec], digests=False, progress=False)["specs"][spec.name]
+        return {"layers": found["layers"], "total": found["total"]}
     before, dtype = side(base)
     if not isinstance(unlearned, torch.nn.Module) and (Path(unlearned) / "adapter_config.json").is_file():
         after = with_adapter(before, unlearned)
@@ -328,8 +275,7 @@ def base_digest(model: torch.nn.Module) -> str:
     """SHA-256 over names, shapes and bf16 values of a model's linear layers: which base an adapter belongs to."""
     found = hashlib.sha256()
     for name, layer in layers_under(model).items():  # under adapters, too: a base that is being adapted is the same
-        found.update(f"{name} {tuple(layer.weight.shape)}\n".encode())
-        found.update(stored(layer.weight).cpu().view(torch.uint8).numpy().data)
+        into_digest(found, name, layer.weight)
     return found.hexdigest()
 
 
@@ -360,7 +306,7 @@ def with_adapter(model: torch.nn.Module, folder: Path | str) -> torch.nn.Module:
         raise ValueError(f"the adapter in {folder} has no adapter_model.safetensors: its saving did not finish.")
     with loading(folder):
         config, saved = PeftConfig.from_pretrained(str(folder)), load_peft_weights(str(folder), device="cpu")
-    supported(config)
+    supported(config.to_dict())
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # raised below, by name
