@@ -1,0 +1,277 @@
+"""``qru``: the command. Thin: each command checks what it is given, calls one function of the package, and prints.
+
+Exit codes: 0 done, or what was asked about holds; 1 it does not hold; 2 bad input, with one line on stderr that says
+what to do. Results go to stdout, progress to stderr. Heavy imports stand inside the commands, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+HOLDS, DOES_NOT, BAD = 0, 1, 2
+NAMES = {"method", "adapter", "weights", "corpus", "scale", "target", "retrained", "tokenizer", "seed", "epochs"}
+
+AUDIT = """\
+Which weights of a fine-tune, such as an unlearned model, cross a quantization bin, and how much of the update is left.
+
+BASE and UNLEARNED are folders of safetensors checkpoints (one file, or shards with an index; a snapshot in the Hub's
+cache is one); UNLEARNED may also be a peft LoRA adapter of BASE. They are read tensor by tensor: a model of any size
+needs the memory of a few of its matrices. Only linear layers are quantized; embeddings, norms and head are compared.
+"""
+AUDIT_MORE = """\
+The update holds (exit code 0) if its projection over all layers is at least 0.5 under every grid given, or if all of it
+lies in tensors that are not quantized; otherwise, and if nothing changed at all, it does not (exit code 1). This is a
+convention, ours. Projection: <Q(W+dW) - Q(W), dW> / <dW, dW>, 1 if all of the update survives on average, 0 if it is
+lost. It says what quantization does to the weights; what the model then remembers, `qru evaluate` measures.
+
+examples:
+  qru audit models/llama models/llama-unlearned
+  qru audit models/llama adapters/forget --spec rtn-int4-g128 --spec rtn-int8-row --html report.html
+  qru audit models/llama adapters/first --adapter adapters/second --json audit.json --csv layers.csv
+  qru audit models/llama models/tuned --json - --no-sha256 | jq .holds
+"""
+UNLEARN = """\
+Unlearn, quantize and measure: what notebooks/02_unlearn.ipynb does for one model. A run that is killed resumes, a run
+that is complete is reused.
+"""
+UNLEARN_MORE = """\
+examples:
+  qru unlearn --method npo_gdr --adapter lora
+  qru unlearn --method ga_klr --corpus news --scale smoke -p epochs=2 -p quantizers=rtn-int4-g128,rtn-int3-g128
+  qru unlearn --scale muse --corpus mine.jsonl --target models/target --retrained models/base --json -
+"""
+EVALUATE = """\
+Score a checkpoint on a corpus: VerbMem, KnowMem, PrivLeak and utility, with intervals.
+"""
+EVALUATE_MORE = """\
+PrivLeak compares with a model that never saw the forget set: without --retrained it is left out.
+
+examples:
+  qru evaluate runs/ID/model --corpus books
+  qru evaluate models/unlearned --corpus data/books --retrained models/retrained --metrics verbmem,privleak
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse's, but a mistake is one line and not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; those of this process unless given.
+
+    Returns:
+        The exit code.
+    """
+    given = parser().parse_args(arguments)
+    try:
+        return given.run(given)
+    except (ValueError, LookupError, OSError) as error:
+        say = " ".join(str(error).split()) or type(error).__name__
+        print(f"qru {given.command}: {say}", file=sys.stderr)
+        return BAD
+    except KeyboardInterrupt:
+        print(f"qru {given.command}: interrupted.", file=sys.stderr)
+        return 130
+
+
+def parser() -> Parser:
+    """The command line. A command adds its own parser here and sets ``run``: parsed arguments -> exit code."""
+    top = Parser(
+        prog="qru",
+        description="Does what a language model forgot come back when it is quantized, and why?",
+        epilog="qru COMMAND --help has examples.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_audit(commands)
+    add_unlearn(commands)
+    add_evaluate(commands)
+    return top
+
+
+def add_command(commands, name: str, text: str, more: str, short: str) -> Parser:
+    """One command's parser, its help shown as it is written."""
+    shape = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=short, description=text, epilog=more, formatter_class=shape)
+
+
+def add_audit(commands) -> None:
+    one = add_command(commands, "audit", AUDIT, AUDIT_MORE, "which weights cross a bin, and what is left of an update")
+    one.add_argument("base", metavar="BASE", help="folder of the checkpoint before")
+    one.add_argument("unlearned", metavar="UNLEARNED", help="folder of the checkpoint after, or of a LoRA adapter")
+    one.add_argument(
+        "--adapter", metavar="DIR", action="append", default=[], help="a further adapter, merged in this order"
+    )
+    one.add_argument(
+        "--spec", metavar="NAME", action="append", help="a grid, such as rtn-int4-g128 (the default) or rtn-int8-row"
+    )
+    one.add_argument(
+        "--json", metavar="FILE", help="write everything as JSON; - is stdout, and nothing else is printed"
+    )
+    one.add_argument("--csv", metavar="FILE", type=Path, help="write the counts of each layer")
+    one.add_argument("--html", metavar="FILE", type=Path, help="write a report for a browser, in one file")
+    one.add_argument("--no-sha256", action="store_true", help="do not compute the digests of the files")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    one.set_defaults(run=audit)
+
+
+def audit(given: argparse.Namespace) -> int:
+    """``qru audit``."""
+    inputs = [given.base, given.unlearned, *given.adapter]
+    for path in (given.json, given.csv, given.html):
+        check_output(path, inputs)
+    from qru.checkpoint_audit import audit_checkpoint, table
+    from qru.ops import QuantSpec
+
+    names = [name for text in given.spec or ["rtn-int4-g128"] for name in text.split(",")]
+    result = audit_checkpoint(
+        given.base,
+        given.unlearned,
+        [QuantSpec.parse(name.strip()) for name in names],
+        given.adapter,
+        digests=not given.no_sha256,
+        progress=not given.quiet,
+    )
+    if given.csv:
+        write_csv(given.csv, table(result))
+    if given.html:
+        from qru.audit_report import write_report
+
+        write_report(result, given.html)
+    if not put_json(given.json, result):
+        print("\n".join(result["reading"]))
+        print(f"\n{'holds' if result['holds'] else 'does not hold'}")
+    return HOLDS if result["holds"] else DOES_NOT
+
+
+def add_unlearn(commands) -> None:
+    one = add_command(commands, "unlearn", UNLEARN, UNLEARN_MORE, "unlearn, quantize and measure one model")
+    for name in sorted(NAMES):
+        one.add_argument(f"--{name}", metavar="VALUE")
+    one.add_argument(
+        "-p", metavar="NAME=VALUE", action="append", default=[], help="any parameter of the notebook's run, by its name"
+    )
+    one.add_argument("--json", metavar="FILE", help="also write the record; - is stdout, and nothing else is printed")
+    one.set_defaults(run=unlearn)
+
+
+def unlearn(given: argparse.Namespace) -> int:
+    """``qru unlearn``."""
+    parameters = {}
+    for pair in given.p:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"-p {pair!r} is no NAME=VALUE, such as epochs=2.")
+        parameters[name] = text
+    parameters |= {name: value for name in NAMES if (value := getattr(given, name)) is not None}
+    check_output(given.json, [])
+    from qru.pipeline import run
+    from qru.records import read_json
+    from qru.train import value
+
+    record = run(**{name.replace("-", "_"): value(text) for name, text in parameters.items()})
+    if not put_json(given.json, read_json(record.path)):
+        print("\n".join(record.extra["verdict"]))
+        print(f"\n{record.path}")
+    return HOLDS
+
+
+def add_evaluate(commands) -> None:
+    one = add_command(commands, "evaluate", EVALUATE, EVALUATE_MORE, "score a checkpoint on a corpus")
+    one.add_argument("model", metavar="MODEL", help="folder of a checkpoint, or a Hub id")
+    one.add_argument("--corpus", metavar="NAME", default="books", help="embedded, a folder, a .jsonl file, or MUSE's")
+    one.add_argument("--scale", metavar="NAME", default="mini", help="of an embedded corpus: smoke or mini")
+    one.add_argument("--retrained", metavar="MODEL", help="a model that never saw the forget set, for PrivLeak")
+    one.add_argument("--tokenizer", metavar="DIR", help="where it does not lie beside the model")
+    one.add_argument("--metrics", metavar="NAMES", help="with commas; all that the corpus has data for unless given")
+    one.add_argument("--json", metavar="FILE", help="also write the scores; - is stdout, and nothing else is printed")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    one.set_defaults(run=evaluate)
+
+
+def evaluate(given: argparse.Namespace) -> int:
+    """``qru evaluate``."""
+    check_output(given.json, [given.model])
+    from qru import checkpoint, metrics, models
+    from qru.corpora import load_corpus
+
+    corpus = load_corpus(given.corpus, scale=given.scale)
+    wanted = given.metrics.split(",") if given.metrics else list(corpus.measurable)
+    folders = {role: getattr(given, role) for role in ("model", "retrained") if getattr(given, role)}
+    folders = {role: checkpoint.located(name, role) for role, name in folders.items()}
+    for role, folder in folders.items():
+        checkpoint.check_files(folder, role)
+    reader = checkpoint.located(given.tokenizer, "tokenizer") if given.tokenizer else folders["model"]
+    if not given.retrained and not given.metrics and "privleak" in wanted:
+        wanted.remove("privleak")
+        print("PrivLeak is left out: it needs --retrained, a model that never saw the forget set.", file=sys.stderr)
+    model, tokenizer = models.load(folders["model"], reader)
+    retrained = models.load(folders["retrained"], reader)[0] if given.retrained else None
+    scores = metrics.evaluate(model, tokenizer, corpus, retrained=retrained, metrics=wanted, progress=not given.quiet)
+    if not put_json(given.json, {name: score.to_dict() for name, score in scores.items()}):
+        for name, score in scores.items():
+            print(f"{name:<24}{score.value:8.1f}   [{score.ci[0]:.1f}, {score.ci[1]:.1f}]   n = {score.n}")
+    return HOLDS
+
+
+def check_output(path: Path | str | None, inputs: Sequence[str]) -> None:
+    """Refuse a file that could not be written, or lies among what is read, before any work is done.
+
+    Args:
+        path: ``None`` and ``-`` are no files.
+        inputs: folders that are read.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if path is None or str(path) == "-":
+        return
+    path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file to write.")
+    for folder in inputs:
+        if path.is_relative_to(Path(folder).expanduser().resolve()):
+            raise ValueError(f"{path} lies in {folder}, which is read and never written to: give another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): give another place.") from error
+
+
+def put_json(path: str | None, value: Any) -> bool:
+    """Write a value to a file, or to stdout for ``-``; whether that leaves stdout to it alone."""
+    if path == "-":
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    elif path:
+        from qru.records import write_json
+
+        write_json(Path(path).expanduser(), value)
+    return path == "-"
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same keys; the file appears only when it is complete."""
+    from qru.records import atomic_file
+
+    with atomic_file(path.expanduser()) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
