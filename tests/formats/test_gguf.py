@@ -63,7 +63,7 @@ def test_counts_are_those_of_a_plain_loop(kind):
     def code(w, d):
         scaled = f32(w * (f32(1) / d if d else f32(0)))
         if kind == "Q4_0":
-            return min(max(math.trunc(scaled + f32(8.5)), 0), 15)
+            return min(max(math.trunc(float(scaled + f32(8.5))), 0), 15)
         return min(max(int(math.copysign(math.floor(abs(float(scaled)) + 0.5), scaled)), -127), 127)
 
     crossed = changed = moved_steps = dead = 0
@@ -135,7 +135,7 @@ def test_a_layer_is_merged_quantized_and_ordered():
 
 
 def test_unknown_types_are_refused():
-    with pytest.raises(ValueError, match="unknown GGUF type 'Q4_K_M'.*Known: Q4_0, Q8_0"):
+    with pytest.raises(ValueError, match=r"unknown GGUF type 'Q4_K_M'.*Known: Q4_0, Q8_0"):
         formats["gguf"]("Q4_K_M", "bfloat16")
     with pytest.raises(ValueError, match="unknown GGUF type 'rtn-int4-g32'"):
         formats["gguf"](QuantSpec(group_size=32), "bfloat16")
@@ -196,7 +196,7 @@ def test_byte_level_tokenizers(tmp_path, before, name):
     assert found.tokens[-1] == f"[PAD{len(tokenizer) + 2}]"
     assert found.types[-3:] == [Type.UNUSED] * 3
     assert found.types[found.special["eos"]] == Type.CONTROL
-    assert "t h" in found.merges
+    assert found.merges[:2] == ["h e", "t he"]
     assert found.scores is None
     assert found.chat_template == "{{ messages }}"
     with pytest.raises(ValueError, match=r"embeds 10 tokens, but its tokenizer has ids up to"):
@@ -220,7 +220,7 @@ def test_sentencepiece_is_cut_as_llama_cpp_cuts_or_refused(tmp_path):
     trained = llama_tokenizer(texts, 300)
     trained.save_pretrained(tmp_path)
     found = vocabulary(tmp_path, len(trained))
-    assert (found.model, found.add_bos, found.space) == ("llama", True, True)
+    assert (found.model, found.add_bos, found.space) == ("llama", False, True)
     assert found.types[:4] == [Type.UNKNOWN, Type.CONTROL, Type.CONTROL, Type.BYTE]
     assert cut_into_pieces("the wolf", found) == trained("the wolf", add_special_tokens=False)["input_ids"]
 
