@@ -78,8 +78,8 @@ bench: $(INSTALLED)  ## the kernel against what people run today and against thi
 	$(BIN)/papermill --no-progress-bar notebooks/05_kernel.ipynb runs/bench.ipynb -p scale $(SCALE)
 	@echo "Open runs/bench.ipynb: $(BIN)/jupyter lab runs/bench.ipynb"
 
-nightly: $(INSTALLED)  ## ten thousand matrices and more, kernel against specification, on every instruction set (minutes)
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops
+nightly: $(INSTALLED)  ## ten thousand matrices against the specification on every instruction set, mutated checkpoints (minutes)
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops tests/checkpoints
 
 sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh csrc/sanitize.sh $(BIN)/python

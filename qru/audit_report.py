@@ -12,8 +12,8 @@ from typing import Any
 from qru.checkpoint_audit import block_of, number, percent, plain
 from qru.records import atomic_file
 
-# Colours come from custom properties, so that one drawing serves both schemes. The scale runs from "lost" to "kept" and
-# is told apart by lightness as well as by hue.
+# Colours come from custom properties, so that one drawing serves both schemes. The scale runs from orange ("lost") to
+# teal ("kept"), which colour-blind readers tell apart, too.
 STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfa; --ink: #1c1e21; --soft: #62676e; --line: #dcdfe2; --panel: #f3f4f2;
   --s0: #a63a2b; --s1: #d97b4f; --s2: #ecc58f; --s3: #a9cfc4; --s4: #4d9a9a; --s5: #125e6b; --none: #e4e6e8;
@@ -32,7 +32,8 @@ p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption, caption { color: var(--soft); font-size: .875rem; }
 .verdict { display: inline-block; font-weight: 600; margin: 0 0 1.6rem; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.reading { background: var(--panel); border-radius: .6rem; padding: 1rem 1.4rem; margin: 1.5rem 0 0; }
+.reading { background: var(--panel); border-radius: .6rem; padding: 1rem 1.4rem; margin: 1.5rem 0 1.2rem;
+  max-width: 50rem; }
 code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace;
   font-size: .82em; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
@@ -262,10 +263,12 @@ def _kept(kept: dict[str, Any] | None) -> str:
             f"<td>{'–' if one['relative'] is None else percent(one['relative'])}</td></tr>"
             for name, one in kept["changed"].items()
         )
+        many = len(kept["changed"])
         parts.append(
-            "<p>These changed, and no grid takes that back.</p>"
+            f"<details{' open' if many <= 12 else ''}><summary>{many} tensors changed, and no grid takes that back."
+            "</summary>"
             '<div class="wide"><table><thead><tr><th>tensor</th><th>values</th><th>moved</th>'
-            f"<th>|change| / |before|</th></tr></thead><tbody>{body}</tbody></table></div>"
+            f"<th>|change| / |before|</th></tr></thead><tbody>{body}</tbody></table></div></details>"
         )
     parts.append(f"<p>{kept['same']} tensors are the same on both sides.</p>")
     for key, where in (("only_before", "before"), ("only_after", "after")):

@@ -8,6 +8,7 @@ is audited so.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ DIED, HOLDS = 0.1, 0.5
 STILL = 0.5  # share of weights that did not move at all, from which the reading says what that looks like
 # |ΔW|/s by powers of two: bin i counts [2^(LOWEST+i), 2^(LOWEST+i+1)); smaller and larger ones are in the end bins.
 LOWEST, HIGHEST = -12, 3
-SAMPLED = 1 << 18  # weights of a layer that the distribution of |ΔW|/s is taken from, in evenly spaced rows
-AT_ONCE = 1 << 22  # numbers of a tensor that is not quantized that are compared at a time
+SAMPLED = 1 << 16  # weights of a layer that the distribution of |ΔW|/s is taken from, in evenly spaced rows
+COMPARED = 1 << 20  # numbers of a tensor that is not quantized that are compared at a time: they stay in the cache
+HASHED = 1 << 22  # bytes of a file at a time
 
 
 def audit_checkpoint(
@@ -320,21 +322,21 @@ def _difference(name: str, before: torch.Tensor, after: torch.Tensor) -> dict[st
     """How far a tensor that is not quantized moved, or ``None`` if it did not."""
     if before.dtype == after.dtype and torch.equal(before, after):
         return None
-    dtype = torch.promote_types(before.dtype, after.dtype)
+    dtype = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
     moved, change, size = 0, 0.0, 0.0
-    for start in range(0, max(before.numel(), 1), AT_ONCE):
-        old, new = (side.reshape(-1)[start : start + AT_ONCE].to(dtype) for side in (before, after))
+    for start in range(0, before.numel(), COMPARED):
+        old, new = (side.reshape(-1)[start : start + COMPARED].to(dtype) for side in (before, after))
         for label, part in (("BASE", old), ("UNLEARNED", new)):
-            if dtype.is_floating_point and not part.isfinite().all():
+            if not part.isfinite().all():
                 raise ValueError(f"{label}: tensor {name} holds NaN or Inf; mend the checkpoint before quantizing it.")
-        differs = int((old != new).sum())
-        moved += differs
-        size += float(old.double().square().sum())
-        if differs:
-            change += float((new.double() - old.double()).square().sum())
+        size += float(torch.dot(old, old))
+        if differs := int((old != new).sum()):
+            moved += differs
+            change += float(torch.dot(new - old, new - old))
     if not moved:
         return None
-    return {"values": before.numel(), "moved": moved, "relative": (change / size) ** 0.5 if size > 0 else None}
+    relative = math.sqrt(change / size) if 0 < size < math.inf and change < math.inf else None
+    return {"values": before.numel(), "moved": moved, "relative": relative}
 
 
 def _kept(kept: dict[str, list[str]], changed: dict[str, dict]) -> dict[str, Any]:
@@ -383,7 +385,7 @@ def _files(before: Shards, after: Shards | None, adapters: list[Adapter]) -> lis
 def _sha256(path: Path, given_up: threading.Event) -> str | None:
     found = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(AT_ONCE):
+        while piece := file.read(HASHED):
             if given_up.is_set():
                 return None
             found.update(piece)

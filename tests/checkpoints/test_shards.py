@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -411,6 +412,31 @@ def test_mutated_headers_are_refused_or_read_rightly(tmp_path):
 @pytest.mark.nightly
 def test_a_hundred_thousand_mutated_headers(tmp_path):
     assert fuzz(tmp_path, 100_000, seed=1) > 0
+
+
+def fuzz_index(folder, cases: int, seed: int) -> int:
+    """Every checkpoint whose index was changed is refused with a ValueError, or has the tensors that its files have.
+
+    Returns:
+        How many were read.
+    """
+    whole, generator, accepted = (folder / INDEX).read_bytes(), random.Random(seed), 0
+    expected = {name for path in folder.glob("*.safetensors") for name in load_file(path)}
+    for _ in range(cases):
+        (folder / INDEX).write_bytes(mutated(whole, len(whole) - 8, generator))
+        with contextlib.suppress(ValueError):
+            assert set(Shards(folder, "BASE").names) == expected
+            accepted += 1
+    return accepted
+
+
+def test_mutated_indexes_are_refused_or_read_rightly(damaged):
+    assert fuzz_index(damaged, 60, seed=0) < 50
+
+
+@pytest.mark.nightly
+def test_thousands_of_mutated_indexes(damaged):
+    assert fuzz_index(damaged, 10_000, seed=1) > 0
 
 
 def test_the_library_refuses_what_we_take_for_whole_in_no_case(tmp_path):
