@@ -37,6 +37,31 @@ examples:
   qru audit models/llama adapters/first --adapter adapters/second --json audit.json --csv layers.csv
   qru audit models/llama models/tuned --json - --no-sha256 | jq .holds
 """
+QUANTIZE = """\
+Quantize a checkpoint of any size to a folder that transformers, vLLM or llama.cpp load, and count what that does to its
+update.
+
+BASE, or BASE with the adapters merged into it, or the fine-tuned weights, are read tensor by tensor, rounded, packed
+and written; memory for a few matrices is enough. OUT appears only when it is complete and was read back. The same
+command goes on where it was killed. Embeddings, norms and head are not quantized. Tokenizer, generation settings and
+chat template come along; a model card says what it was made from.
+
+formats:
+  compressed-tensors   4 or 8 bits, symmetric, for transformers and vLLM; steps in the model's own type. vLLM's kernels
+                       take groups of 32, 64 or 128, or rows
+  gguf                 Q4_0 or Q8_0, rounded as llama.cpp rounds; models of the Llama architecture
+  safetensors          any grid, dequantized: an ordinary checkpoint, as large as before, for evaluation anywhere
+"""
+QUANTIZE_MORE = """\
+Exit code 1: written, but of an update to the linear layers less than half is left (projection under 0.5, as in
+`qru audit`). Exit code 2: nothing is written.
+
+examples:
+  qru quantize models/llama --adapter adapters/forget --out models/llama-int4
+  qru quantize models/llama --weights models/unlearned --out models/int8 --spec rtn-int8-row --json result.json
+  qru quantize models/llama --adapter adapters/forget --out models/gguf --format gguf --spec Q4_0
+  qru quantize models/llama --out models/plain-int3 --format safetensors --spec rtn-int3-g128
+"""
 UNLEARN = """\
 Unlearn, quantize and measure: what notebooks/02_unlearn.ipynb does for one model. A run that is killed resumes, a run
 that is complete is reused.
@@ -96,6 +121,7 @@ def parser() -> Parser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_audit(commands)
+    add_quantize(commands)
     add_unlearn(commands)
     add_evaluate(commands)
     return top
@@ -154,6 +180,88 @@ def audit(given: argparse.Namespace) -> int:
         print("\n".join(result["reading"]))
         print(f"\n{'holds' if result['holds'] else 'does not hold'}")
     return HOLDS if result["holds"] else DOES_NOT
+
+
+def add_quantize(commands) -> None:
+    short = "merge, quantize and pack a checkpoint for transformers, vLLM or llama.cpp"
+    one = add_command(commands, "quantize", QUANTIZE, QUANTIZE_MORE, short)
+    one.add_argument("base", metavar="BASE", help="folder of the checkpoint before")
+    one.add_argument("--out", metavar="DIR", required=True, help="the new folder")
+    update = one.add_mutually_exclusive_group()
+    update.add_argument(
+        "--adapter", metavar="DIR", action="append", help="a LoRA adapter of BASE; several are merged in this order"
+    )
+    update.add_argument(
+        "--weights", metavar="DIR", help="the checkpoint after full fine-tuning, in place of an adapter"
+    )
+    one.add_argument(
+        "--format", metavar="NAME", default="compressed-tensors",
+        help="compressed-tensors (the default), gguf or safetensors",
+    )  # fmt: skip
+    one.add_argument(
+        "--spec",
+        metavar="NAME",
+        help="a grid, such as rtn-int4-g128 (the default) or rtn-int8-row; Q4_0 or Q8_0 for gguf",
+    )
+    one.add_argument(
+        "--dtype", metavar="NAME", default="bfloat16", help="of what is not quantized: bfloat16, float16 or float32"
+    )
+    one.add_argument("--shard-size", metavar="SIZE", default="1GB", help="of a file, such as 500MB; 1GB unless given")
+    one.add_argument(
+        "--json", metavar="FILE", help="write counts and sizes as JSON; - is stdout, and nothing else is printed"
+    )
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    one.set_defaults(run=quantize)
+
+
+def quantize(given: argparse.Namespace) -> int:
+    """``qru quantize``."""
+    inputs = [given.base, given.out, *(given.adapter or []), *([given.weights] if given.weights else [])]
+    check_output(given.json, inputs)
+    part_bytes = size_of(given.shard_size)
+    from qru.checkpoint_audit import HOLDS as LEAST
+    from qru.checkpoint_audit import number, percent
+    from qru.ship import quantize_checkpoint
+
+    try:
+        result = quantize_checkpoint(
+            given.base,
+            given.out,
+            adapter=given.adapter,
+            weights=given.weights,
+            format=given.format,
+            spec=given.spec,
+            dtype=given.dtype,
+            part_bytes=part_bytes,
+            progress=not given.quiet,
+        )
+    except KeyboardInterrupt:
+        print("qru quantize: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    counts = result["total"]
+    holds = counts["projection"] is None or counts["projection"] >= LEAST
+    if not put_json(given.json, result):
+        crossed, predicted = (percent(counts[key] / counts["weights"]) for key in ("crossed", "predicted"))
+        print(f"{result['out']}: {result['bytes'] / 1e9:.2f} GB, {result['format']}, {result['grid']}")
+        if counts["projection"] is None:
+            print("There was no update to the linear layers.")
+        else:
+            print(
+                f"{percent(counts['moved'] / counts['weights'])} of the weights moved, {crossed} crossed a bin "
+                f"({predicted} to expect); projection {counts['projection']:.3f}, cosine {number(counts['cosine'])}."
+            )
+            print(f"the update {'holds' if holds else 'does not hold'}")
+    return HOLDS if holds else DOES_NOT
+
+
+def size_of(text: str) -> int:
+    """``"500MB"`` -> 500,000,000 bytes."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    unit = next((unit for unit in units if text.upper().endswith(unit)), "")
+    number = text[: len(text) - len(unit)].strip()
+    if not unit or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"--shard-size is {text!r}; give a whole number with its unit, such as 500MB or 2GB.")
+    return int(number) * units[unit]
 
 
 def add_unlearn(commands) -> None:

@@ -410,6 +410,7 @@ def test_the_command(tmp_path, pair, capsys):
     assert "There was no update" in capsys.readouterr().out
     for bad in (
         ["--format", "pickle"],
+        ["--shard-size", "1.5"],
         ["--spec", "rtn-int9-g32"],
         ["--spec", "rtn-int4-g32-asym"],
         ["--adapter", base],
