@@ -25,8 +25,8 @@ LEVELS = {
     "scoring": 7, "movement": 7, "ship": 7, "ship_card": 2,
     "inputs": 8,
     "pipeline": 9,
-    "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "cli": 10, "train": 10,
-    "experiments": 11, "why": 11,
+    "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "train": 10,
+    "cli": 11, "experiments": 11, "why": 11,
     "why_records": 12, "why_verdict": 12, "update_record": 12, "why_sheets": 13,
     "paper_words": 14, "paper_facts": 15,
 }  # fmt: skip
