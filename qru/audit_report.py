@@ -40,7 +40,7 @@ code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liber
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 0 0 .5rem; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.text, th.text { text-align: left; white-space: normal; }
 tbody tr:hover { background: var(--panel); }
@@ -81,7 +81,7 @@ def page(result: dict[str, Any]) -> str:
     Args:
         result: from ``audit_checkpoint``.
     """
-    names = [Path(result[side]).name or result[side] for side in ("base", "unlearned")]
+    names = [_called(result[side]) for side in ("base", "unlearned")]
     title = f"{names[1]} against {names[0]}"
     survives = result["holds"]
     verdict = "The update survives every grid asked for." if survives else "The update does not hold."
@@ -114,8 +114,9 @@ def page(result: dict[str, Any]) -> str:
         '<p class="soft">|ΔW| in steps of the base’s grid, by powers of two. Left of half a step a weight crosses only '
         "if it lay near the edge of its bin.</p>",
     ]
-    for spec, layers in result["movement"].items():
-        parts += [f"<h3>{escape(plain(spec))}</h3>", _distribution(layers, result["lowest"])]
+    for spec, movement in result["movement"].items():
+        drawn = _distribution(movement, result["specs"][spec]["layers"], result["lowest"])
+        parts += [f"<h3>{escape(plain(spec))}</h3>", drawn]
     parts += ["<h2>What is not quantized</h2>", _kept(result["kept"]), "<h2>Layers</h2>"]
     for spec, one in result["specs"].items():
         opened = " open" if len(result["specs"]) == 1 and len(one["layers"]) <= 60 else ""
@@ -138,6 +139,12 @@ def page(result: dict[str, Any]) -> str:
 def shade(projection: float | None) -> str:
     """The colour of a projection: a custom property of the page."""
     return "var(--none)" if projection is None else f"var(--s{sum(projection >= edge for edge in EDGES)})"
+
+
+def _called(folder: str) -> str:
+    """A folder's name, with its parent's where it says nothing by itself."""
+    path = Path(folder)
+    return "/".join(path.parts[-2:]) if path.name in ("model", "adapter", "checkpoint") else path.name
 
 
 def _code(text: str) -> str:
@@ -211,41 +218,43 @@ def _heat_map(spec: str, layers: dict[str, dict]) -> str:
     )
 
 
-def _distribution(layers: dict[str, dict], lowest: int) -> str:
-    """Bars of |ΔW|/s over all layers: each layer's sample stands for its weights."""
-    bins = [sum(one["bins"][i] for one in layers.values()) for i in range(len(next(iter(layers.values()))["bins"]))]
-    unmoved, sampled = (sum(one[key] for one in layers.values()) for key in ("unmoved", "sampled"))
-    if not sampled:
+def _distribution(movement: dict[str, dict], layers: dict[str, dict], lowest: int) -> str:
+    """Bars of |ΔW|/s over all layers, in percent of all weights; each layer's sample stands for the whole layer."""
+    scale = {name: layers[name]["weights"] / one["sampled"] for name, one in movement.items() if one["sampled"]}
+    if not scale:
         return '<p class="soft">No group has a step.</p>'
-    labels = ["none", f"< {_power(lowest + 1)}"]
-    labels += [_power(lowest + i) for i in range(1, len(bins) - 1)] + [f"≥ {_power(lowest + len(bins) - 1)}"]
-    shares = [count / sampled for count in [unmoved, *bins]]
-    wide, high, top = 54, 150, 24
-    tallest = max(shares)
+    weights = sum(counts["weights"] for counts in layers.values())
+    still = 1 - sum(counts["moved"] for counts in layers.values()) / weights
+    length = len(next(iter(movement.values()))["bins"])
+    shares = [sum(scale[name] * movement[name]["bins"][i] for name in scale) / weights for i in range(length)]
+    labels = [f"< {_power(lowest + 1)}", *(_power(lowest + i) for i in range(1, length - 1))]
+    labels.append(f"≥ {_power(lowest + length - 1)}")
+    wide, high, top = 58, 150, 24
+    tallest = max(shares) or 1.0
     drawn = []
     for i, (label, share) in enumerate(zip(labels, shares, strict=True)):
         x, size = i * wide, high * share / tallest
-        fill = "var(--soft)" if i == 0 else "var(--bar)"
         drawn.append(
             f'<rect x="{x + 5}" y="{top + high - size:.1f}" width="{wide - 10}" height="{size:.1f}" rx="2" '
-            f'fill="{fill}"><title>{escape(label)}: {percent(share)}</title></rect>'
+            f'fill="var(--bar)"><title>{escape(label)}: {percent(share)}</title></rect>'
+            f'<text x="{x + wide / 2}" y="{top + high + 18}" text-anchor="middle">{escape(label)}</text>'
         )
         if share:
-            written = "<1 %" if share < 0.005 else f"{100 * share:.0f} %"
             drawn.append(
                 f'<text x="{x + wide / 2}" y="{top + high - size - 6:.1f}" text-anchor="middle" class="dim">'
-                f"{escape(written)}</text>"
+                f"{escape('<0.01 %' if share < 1e-4 else percent(share))}</text>"
             )
-        drawn.append(f'<text x="{x + wide / 2}" y="{top + high + 18}" text-anchor="middle">{escape(label)}</text>')
-    width = wide * len(labels)
+    width = wide * length
+    edge = wide * (-1 - lowest)  # where the bin that begins at 1/2 stands
     drawn.append(f'<path d="M0 {top + high + 0.5}H{width}" stroke="var(--line)"/>')
-    edge = wide * -lowest  # where the bin that begins at 1/2 stands, after “none” and those below
     drawn.append(f'<path d="M{edge} {top - 6}V{top + high}" stroke="var(--soft)" stroke-dasharray="3 4"/>')
     drawn.append(f'<text x="{edge}" y="{top - 10}" text-anchor="middle" class="dim">half a step</text>')
+    sampled = sum(one["sampled"] for one in movement.values())
     return (
         f'<figure><svg viewBox="0 0 {width} {top + high + 26}" width="{width}" role="img" aria-label="distribution of '
-        f'movement in steps">{"".join(drawn)}</svg><figcaption>“none”: did not move at all; a label is where its bin '
-        f"begins. From {sampled:,} weights in evenly spaced rows of every layer.</figcaption></figure>"
+        f'movement in steps">{"".join(drawn)}</svg><figcaption>In percent of all weights; {percent(still)} did not '
+        f"move at all and are not drawn. A label is where its bin begins. From {sampled:,} weights in evenly "
+        "spaced rows of every layer.</figcaption></figure>"
     )
 
 

@@ -192,8 +192,8 @@ def reading(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"Of the update to these {layers} layers {percent(left)} survives {plain(spec)} (projection {left:.3f}, "
             f"cosine {number(counts['cosine'])}): {'it holds' if left >= HOLDS else 'it does not hold'}. "
-            f"{percent(crossed)} of the weights cross a bin, and {percent(counts['predicted'] / counts['weights'])} "
-            "would if residuals were uniform in their bins."
+            f"A bin is crossed by {percent(crossed)} of the weights; by "
+            f"{percent(counts['predicted'] / counts['weights'])} if residuals were uniform in their bins."
         )
         if died := audited["died"]:
             named = ", ".join(died[:3]) + (f" and {len(died) - 3} more" if len(died) > 3 else "")

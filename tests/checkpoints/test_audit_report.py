@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qru.audit_report import page, shade, write_report
+from qru.audit_report import _distribution, page, shade, write_report
 from qru.checkpoint_audit import LOWEST, audit_checkpoint, percent
 from qru.ops import QuantSpec
 from tests.checkpoints.made import model, nudged, write, write_adapter
@@ -123,18 +123,29 @@ def test_colours_follow_the_legend(projection, colour):
 
 
 def test_the_distribution_is_that_of_the_result(results):
-    movement = results[0]["movement"][SPECS[0].name]
-    text = page(results[0])
+    result = results[0]
+    movement, layers = result["movement"][SPECS[0].name], result["specs"][SPECS[0].name]["layers"]
+    text = page(result)
     svg = next(svg for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S) if "distribution" in svg)
     bars = {cell.find("title").text.rpartition(": ")[0]: cell for cell in ElementTree.fromstring(svg).findall("rect")}
-    sampled = sum(one["sampled"] for one in movement.values())
-    assert len(bars) == len(next(iter(movement.values()))["bins"]) + 1
+    weights = sum(counts["weights"] for counts in layers.values())
+    assert len(bars) == len(next(iter(movement.values()))["bins"])
     for label, exponent in (("1/16", -4), ("1/2", -1), ("1", 0), ("4", 2)):
-        count = sum(one["bins"][exponent - LOWEST] for one in movement.values())
-        assert bars[label].find("title").text == f"{label}: {percent(count / sampled)}"
-    assert bars["none"].find("title").text.endswith(percent(sum(m["unmoved"] for m in movement.values()) / sampled))
+        count = sum(one["bins"][exponent - LOWEST] for one in movement.values())  # every weight is sampled here
+        assert bars[label].find("title").text == f"{label}: {percent(count / weights)}"
+    still = 1 - sum(counts["moved"] for counts in layers.values()) / weights
+    assert f"{percent(still)} did not move at all" in text
     edge = re.search(r'<path d="M(\d+) \d+V', svg)[1]
     assert float(bars["1/2"].get("x")) == pytest.approx(float(edge) + 5)
+
+
+def test_a_sample_stands_for_its_layer():
+    """Half of one layer's sample, of a tenth of its weights, and none of another's, nine times as large."""
+    movement = {"a": {"bins": [0, 5], "unmoved": 5, "sampled": 10}, "b": {"bins": [0, 0], "unmoved": 30, "sampled": 30}}
+    layers = {"a": {"weights": 100, "moved": 50}, "b": {"weights": 900, "moved": 0}}
+    drawn = _distribution(movement, layers, lowest=-1)
+    assert "<title>≥ 1: 5.0 %</title>" in drawn
+    assert "95 % did not move at all" in drawn
 
 
 def test_files_and_reading_are_in_the_report(results):
