@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -180,6 +181,11 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     assert done.stdout.count("examples:") == 3
     for word in ("--spec", "--json", "--html", "--adapter", "at least 0.5 under every grid", "convention", "exit code"):
         assert word in done.stdout
+
+
+def test_the_command_is_installed_under_its_name():
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    assert '[project.scripts]\nqru = "qru.cli:main"\n' in project
 
 
 def test_evaluate_and_unlearn_call_what_the_notebooks_call(monkeypatch, capsys, tmp_path):

@@ -323,6 +323,15 @@ def test_quantized_models_are_refused_by_name(single, tmp_path):
         linear_layers_of(folder)
 
 
+def test_mixtures_of_experts_are_refused_by_name(single, tmp_path):
+    folder = shutil.copytree(single, tmp_path / "experts")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 2, "vocab_size": 64}
+    (folder / "config.json").write_text(json.dumps(sizes | experts))
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp.*is no linear layer.*mixtures of experts"):
+        linear_layers_of(folder)
+
+
 def test_folders_that_are_none_and_configurations_that_are_damaged(single, tmp_path):
     refused(tmp_path / "nowhere", "is no folder")
     refused(tmp_path, "has no config.json")
