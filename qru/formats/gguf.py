@@ -29,6 +29,7 @@ from qru.registry import unknown
 BLOCK = 32
 ALIGN = 32  # bytes; GGUF's default, and the reader's where the file names none
 FILE = "model.gguf"
+ROPE = "rope_freqs.weight"  # llama.cpp reads it; transformers 5.23 does not
 AT_ONCE = 1 << 20  # weights that are rounded together: what stands beside them fits a cache
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 MERGE_SPEC = QuantSpec(bits=8, group_size=-1)  # the kernel that merges also quantizes; these codes are not used
@@ -234,7 +235,9 @@ class Gguf:
             self.names[source.name] = name
             described.append((source, name, *self.stored(source)))
         written = tuple(source for source, *_ in described)
-        lead = self.header(config, vocabulary(folder, config.vocab_size), described, folder.name)
+        first = rope_factors(config)
+        lead = self.header(config, vocabulary(folder, config.vocab_size), first, described, folder.name)
+        lead += padded(first.numpy().tobytes()) if first is not None else b""
         parts, start, at, first = [], 0, len(lead), 0
         for i, (_, _, _, _, size) in enumerate(described):
             at += -(-size // ALIGN) * ALIGN
@@ -253,12 +256,11 @@ class Gguf:
         kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
         return kind, source.shape, math.prod(source.shape) * dtype.itemsize
 
-    def header(self, config, words: Vocabulary, described: list[tuple], name: str) -> bytes:
+    def header(self, config, words: Vocabulary, rope: torch.Tensor | None, described: list[tuple], name: str) -> bytes:
         """Everything before the first tensor, by the library's own writer."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / FILE
             writer = self.library.GGUFWriter(path, "llama")
-            rope = config.rope_parameters
             head = config.head_dim
             writer.add_name(name)
             writer.add_file_type(self.library.LlamaFileType[f"MOSTLY_{self.kind}"])
@@ -273,12 +275,14 @@ class Gguf:
             writer.add_key_length(head)
             writer.add_value_length(head)
             writer.add_rope_dimension_count(head)
-            writer.add_rope_freq_base(rope["rope_theta"])
+            writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-            if rope["rope_type"] == "linear":
+            if config.rope_parameters["rope_type"] == "linear":
                 writer.add_rope_scaling_type(self.library.RopeScalingType.LINEAR)
-                writer.add_rope_scaling_factor(rope["factor"])
+                writer.add_rope_scaling_factor(config.rope_parameters["factor"])
             words.write(writer)
+            if rope is not None:
+                writer.add_tensor_info(ROPE, rope.shape, None, 4 * len(rope), self.library.GGMLQuantizationType.F32)
             for _, called, kind, shape, size in described:
                 writer.add_tensor_info(called, shape, None, size, self.library.GGMLQuantizationType[kind])
             writer.write_header_to_file()
@@ -286,7 +290,7 @@ class Gguf:
             writer.write_ti_data_to_file()
             writer.close()
             found = path.read_bytes()
-        return found + b"\0" * (-len(found) % ALIGN)
+        return padded(found)
 
     def quantize(self, source: Source, weight: torch.Tensor, update: Update) -> tuple[list[torch.Tensor], dict]:
         merged = merge_quantize(
@@ -302,6 +306,27 @@ class Gguf:
     def ordered(self, source: Source, rows: torch.Tensor) -> torch.Tensor:
         which = source.name.removesuffix(".weight").rpartition(".")[2]
         return as_llama_cpp(rows, self.heads[which]) if which in self.heads else rows
+
+
+def padded(content: bytes) -> bytes:
+    return content + b"\0" * (-len(content) % ALIGN)
+
+
+def rope_factors(config) -> torch.Tensor | None:
+    """What Llama 3 divides each frequency of its rotation by, float32 (head_dim / 2,); None where it does not.
+
+    Long waves are slowed down by ``factor``, short ones not at all, those between smoothly.
+    """
+    rope = config.rope_parameters
+    if rope["rope_type"] != "llama3":
+        return None
+    low, high, seen = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    found = []
+    for at in range(0, config.head_dim, 2):
+        turns = seen / (2 * math.pi * rope["rope_theta"] ** (at / config.head_dim))
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)
+        found.append(1 / ((1 - share) / rope["factor"] + share))
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def check_architecture(config, folder: Path) -> None:
@@ -320,7 +345,7 @@ def check_architecture(config, folder: Path) -> None:
         f"hidden_act={config.hidden_act!r}": config.hidden_act != "silu",
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
-        f"rope_type={rope!r}": rope not in ("default", "linear"),
+        f"rope_type={rope!r}": rope not in ("default", "linear", "llama3"),
     }
     for what, there in found.items():
         if there:

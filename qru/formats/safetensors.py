@@ -5,15 +5,18 @@ Nothing is smaller. Values are (q - z) * s in float32, rounded once to the type 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from qru.formats import KEPT_DTYPES, Plan, Source, formats, kept
 from qru.formats.layout import Entry, configuration, safetensors_plan
-from qru.ops import QuantSpec, merge_quantize
+from qru.ops import QuantizedWeight, QuantSpec, merge_quantize
 from qru.ops.grid import group_width
 from qru.quantizers import Update
+
+AT_ONCE = 1 << 22  # weights that are dequantized together: unpacked codes and values in fp32 take 12 bytes each
 
 
 @formats.register("safetensors")
@@ -46,7 +49,22 @@ class Dequantized:
             weight, update.lora_A, update.lora_B, update.scaling, self.spec,
             new_weight=update.new_weight, name=source.layer,
         )  # fmt: skip
-        return [kept(out.dequantized(self.dtype), self.dtype, source.name)], out.stats.as_dict()
+        return [kept(dequantized(out, self.dtype), self.dtype, source.name)], out.stats.as_dict()
 
     def keep(self, source: Source, tensor: torch.Tensor) -> list[torch.Tensor]:
         return [kept(tensor, self.dtype, source.name)]
+
+
+def dequantized(out: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """``out.dequantized(dtype)``, (out, in), some rows at a time."""
+    rows, columns = out.shape
+    values = torch.empty(out.shape, dtype=dtype)
+    step = max(1, AT_ONCE // columns)
+    for first in range(0, rows, step):
+        these = slice(first, min(first + step, rows))
+        grid = [
+            None if part is None else part if part.shape[0] < rows else part[these] for part in (out.scales, out.zeros)
+        ]
+        few = replace(out, packed=out.packed[these], scales=grid[0], zeros=grid[1], shape=(these.stop - first, columns))
+        values[these] = few.dequantized(dtype)
+    return values

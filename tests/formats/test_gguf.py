@@ -10,9 +10,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qru.formats import Source, formats
-from qru.formats.gguf import as_llama_cpp, block_bytes, quantize_blocks, quantize_counting, stored_values
+from qru.formats.gguf import (
+    as_llama_cpp,
+    block_bytes,
+    quantize_blocks,
+    quantize_counting,
+    rope_factors,
+    stored_values,
+)  # fmt: skip
 from qru.formats.gguf_vocabulary import LLAMA_3, Type, cut, cut_into_pieces, piece_scores, vocabulary
 from qru.ops import QuantSpec
 from qru.quantizers import Update
@@ -155,6 +163,19 @@ def test_other_architectures_are_refused_by_name(tmp_path, config, reason):
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=reason):
         formats["gguf"]("Q4_0", "bfloat16").plan(tmp_path, [], [], 1 << 20)
+
+
+def test_frequencies_of_llama_3_are_divided_as_transformers_divides_them():
+    rope = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=rope)
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1 / 500000.0 ** (torch.arange(0, 128, 2) / 128)
+    assert torch.allclose(plain / rope_factors(config), theirs, rtol=1e-5)
+    assert {1.0, 8.0} < set(rope_factors(config).tolist())
+    assert rope_factors(LlamaConfig()) is None
 
 
 def test_pieces_are_joined_in_the_order_of_their_merges():

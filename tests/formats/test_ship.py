@@ -85,8 +85,9 @@ def test_it_loads_in_its_own_type_as_those_values_rounded(tmp_path, pair):
 
 
 @pytest.mark.parametrize("spec", ["rtn-int3-g32", "rtn-int4-row-asym", "rtn-int2-tensor"])
-def test_dequantized_weights_reload_as_they_are(tmp_path, pair, spec):
+def test_dequantized_weights_reload_as_they_are(tmp_path, pair, spec, monkeypatch):
     base, adapter, _ = pair
+    monkeypatch.setattr("qru.formats.safetensors.AT_ONCE", 64 * 7)  # several pieces of each matrix
     result = quantize_checkpoint(base, tmp_path / "out", adapter=adapter, format="safetensors", spec=spec)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     expected = dequantized(base, adapter, QuantSpec.parse(spec), torch.bfloat16).state_dict()
@@ -134,6 +135,25 @@ def with_tokenizer(tmp_path_factory):
         save_file(tensors, file, {"format": "pt"})
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
+
+
+def test_gguf_of_llama_3_says_how_its_frequencies_are_divided(tmp_path, with_tokenizer):
+    base = shutil.copytree(with_tokenizer, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    (base / "config.json").write_text(json.dumps(config))
+    quantize_checkpoint(base, tmp_path / "out", format="gguf", spec="Q8_0", part_bytes=40_000)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    factors = tensors["rope_freqs.weight"].data
+    assert factors.shape == (16,)
+    assert factors[-1] == 4
+    quantize_checkpoint(with_tokenizer, tmp_path / "plain", format="gguf", spec="Q8_0")
+    plain = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "plain" / "model.gguf").tensors}
+    assert set(tensors) == {"rope_freqs.weight", *plain}
+    assert all(np.array_equal(tensors[name].data, plain[name].data) for name in plain)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
