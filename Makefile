@@ -79,7 +79,7 @@ bench: $(INSTALLED)  ## the kernel against what people run today and against thi
 	@echo "Open runs/bench.ipynb: $(BIN)/jupyter lab runs/bench.ipynb"
 
 nightly: $(INSTALLED)  ## ten thousand matrices against the specification on every instruction set, mutated checkpoints (minutes)
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops tests/checkpoints
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops tests/checkpoints tests/formats
 
 sanitize: $(INSTALLED)  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh csrc/sanitize.sh $(BIN)/python
