@@ -22,7 +22,7 @@ LEVELS = {
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "checkpoint_audit": 5,
     "formats": 5,
     "compress": 6, "prediction": 6, "audit_report": 6,
-    "scoring": 7, "movement": 7, "ship": 7, "ship_card": 2,
+    "scoring": 7, "movement": 7, "ship": 7, "ship_card": 2, "ship_bench": 8,
     "inputs": 8,
     "pipeline": 9,
     "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "train": 10,
