@@ -211,11 +211,12 @@ class Place:
                 self.done[int(at)] = record
         self.save()
 
-    def finish(self, at: int, part: Part, sha256: str, counts: dict[str, dict]) -> None:
-        """Read a part back, and record it as done."""
+    def finish(self, at: int, part: Part, written: PartWriter) -> None:
+        """Bring a part to the disk, read it back, and record it as done."""
+        sha256 = written.close()
         if sha256_of(self.folder / part.file, part) != sha256:
             raise ValueError(f"{part.file} reads back otherwise than it was written: look for a failing disk.")
-        self.done[at] = {"sha256": sha256, "counts": counts}
+        self.done[at] = {"sha256": sha256, "counts": written.counts}
         self.save()
 
     def save(self) -> None:
@@ -238,7 +239,7 @@ def growing(out: Path, plan: Plan, job: str) -> Iterator[Place]:
             raise ValueError(f"{hidden} holds {strangers[0]}, which is not of this command: move it away.")
         handle = open(hidden / LOCK, "w")  # noqa: SIM115 - closed below; the lock ends with the process
     except OSError as error:
-        raise ValueError(f"{out} cannot be made ({error.strerror}): give another place.") from error
+        raise ValueError(f"{out} cannot be made ({error.strerror or error}): give another place.") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +255,9 @@ def growing(out: Path, plan: Plan, job: str) -> Iterator[Place]:
             fsync_folder(out.parent)
         except OSError as error:
             shutil.rmtree(hidden, ignore_errors=True)
-            raise ValueError(f"{out} could not be written ({error.strerror}): nothing of it is left.") from error
+            raise ValueError(
+                f"{out} could not be written ({error.strerror or error}): nothing of it is left."
+            ) from error
         except Exception:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -274,7 +277,11 @@ def check_room(folder: Path, plan: Plan, place: Place) -> None:
 
 
 def write_parts(inputs: Inputs, made: Format, plan: Plan, place: Place, progress: bool) -> None:
-    """Write the parts that are not done, each tensor while the next one is made and the one after is read."""
+    """Write the parts that are not done.
+
+    A tensor is written while the next one is made and the one after is read; a part is brought to the disk and read
+    back while the next one is written.
+    """
     known = hashlib.sha256() if any(one.base_sha256 for one in inputs.adapters) else None
     todo = []  # parts, and within them steps; a base that an adapter knows is read whole, for its digest
     for at, part in enumerate(plan.parts):
@@ -287,9 +294,11 @@ def write_parts(inputs: Inputs, made: Format, plan: Plan, place: Place, progress
     size = sum(side.bytes(name) for step in names for side, name in zip(sides, step, strict=True) if name)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher,
         tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress) as bar,
     ):
         open_part: PartWriter | None = None
+        finishing: Future | None = None
         try:
             for (at, part, source), tensors in zip(todo, stream(names, *sides), strict=True):
                 bar.set_postfix_str(source.name, refresh=False)
@@ -300,10 +309,14 @@ def write_parts(inputs: Inputs, made: Format, plan: Plan, place: Place, progress
                     open_part = PartWriter(place.folder, part, writer)
                 open_part.put(*convert(inputs, made, source, tensors, known), source)
                 if source is part.sources[-1]:
-                    place.finish(at, part, open_part.close(), open_part.counts)
+                    if finishing is not None:
+                        finishing.result()
+                    finishing = finisher.submit(place.finish, at, part, open_part)
                     open_part = None
                 bar.update(sum(side.bytes(n) for side, n in zip(sides, step_names(inputs, source), strict=True) if n))
                 del tensors
+            if finishing is not None:
+                finishing.result()
         finally:
             if open_part is not None:
                 open_part.abandon()
@@ -362,10 +375,11 @@ class PartWriter:
 
     def close(self) -> str:
         """Bring the part to the disk; its SHA-256."""
-        self.last.result()
-        assert self.file.tell() == self.part.stop, f"{self.part.file} ends at {self.file.tell()}, not {self.part.stop}"
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with self.file:
+            self.last.result()
+            end = self.file.tell()
+            assert end == self.part.stop, f"{self.part.file} ends at {end}, not {self.part.stop}"
+            os.fsync(self.file.fileno())
         return self.sha256.hexdigest()
 
     def abandon(self) -> None:

@@ -218,6 +218,22 @@ def test_what_was_interrupted_is_taken_up_to_the_same_bytes(tmp_path, pair, with
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def test_a_part_that_reads_back_otherwise_is_refused(tmp_path, pair, monkeypatch):
+    close = ship.PartWriter.close
+
+    def fail_silently(self):
+        sha256 = close(self)
+        with open(self.file.name, "r+b") as file:
+            file.seek(self.part.stop - 1)
+            file.write(b"\xff")
+        return sha256
+
+    monkeypatch.setattr(ship.PartWriter, "close", fail_silently)
+    with pytest.raises(ValueError, match=r"safetensors reads back otherwise than it was written"):
+        quantize_checkpoint(pair[0], tmp_path / "out", **SMALL)
+    assert nothing_left(tmp_path)
+
+
 def test_another_command_does_not_take_up_the_parts(tmp_path, pair, monkeypatch):
     base, adapter, _ = pair
 
