@@ -9,7 +9,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
-from qru.formats import Source, formats
+from qru.formats import Source, formats, kept
 from qru.formats.layout import Entry, header, safetensors_plan
 from qru.ops import QuantSpec
 from qru.quantizers import Update
@@ -89,6 +89,25 @@ def test_a_name_without_a_type_of_steps_gets_the_model_s(tmp_path):
     assert written["dtype"] == "bfloat16"
     assert "torch_dtype" not in written
     assert written["quantization_config"]["ignore"] == ["lm_head"]
+
+
+@pytest.mark.parametrize("at", [0, 5, -1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_kept_is_finite_in_its_new_type(dtype, at):
+    tensor = torch.randn(3, 4, 5, dtype=torch.float32)
+    assert torch.equal(kept(tensor, dtype, "norm"), tensor.to(dtype))
+    for bad, message in ((float("nan"), "norm has NaN or Inf"), (float("-inf"), "norm has NaN or Inf")):
+        tensor.view(-1)[at] = bad
+        with pytest.raises(ValueError, match=message):
+            kept(tensor, dtype, "norm")
+    tensor.view(-1)[at] = 1e5
+    if dtype == torch.float16:
+        with pytest.raises(ValueError, match=r"norm has values too large for torch\.float16"):
+            kept(tensor, dtype, "norm")
+    else:
+        kept(tensor, dtype, "norm")
+    assert kept(torch.empty(0, 3), dtype, "norm").shape == (0, 3)
+    assert kept(torch.arange(3), dtype, "ids").dtype == torch.int64
 
 
 def test_a_header_is_one_that_safetensors_reads(tmp_path):
