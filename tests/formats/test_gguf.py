@@ -7,8 +7,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from tokenizers import Regex, pre_tokenizers
+from transformers import LlamaConfig, Qwen2Config
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -24,6 +24,7 @@ from qru.formats.gguf import (
 from qru.formats.gguf_vocabulary import LLAMA_3, Type, cut, cut_into_pieces, piece_scores, vocabulary
 from qru.ops import QuantSpec
 from qru.quantizers import Update
+from tests.formats.tokenizers import byte_level
 
 KINDS = ("Q4_0", "Q8_0")
 
@@ -183,21 +184,6 @@ def test_pieces_are_joined_in_the_order_of_their_merges():
     assert piece_scores(tokens, [["b", "c"], ["a", "bc"], ["a", "b"], ["ab", "c"]]) == [-4, -4, -4, -4, -2, 0, -1]
 
 
-def byte_level(tmp_path, before, size=300):
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = before
-    trained.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
-    )
-    trained.train_from_iterator(["the wolf and the winter"] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<|end|>", bos_token="<|end|>")
-    tokenizer.chat_template = "{{ messages }}"
-    tokenizer.save_pretrained(tmp_path)
-    return tokenizer
-
-
 @pytest.mark.parametrize(
     ("before", "name"),
     [
@@ -207,6 +193,15 @@ def byte_level(tmp_path, before, size=300):
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             ),
             "smollm",
+        ),
+        (
+            pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            ),
+            "llama-bpe",
         ),
     ],
 )

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qru import cli, ship
 from qru.compress import save_adapter
+from qru.formats.gguf_vocabulary import LLAMA_3
 from qru.models import linear_layers, quiet
 from qru.ops import QuantSpec, merge_quantize_ref
 from qru.ship import quantize_checkpoint
 from tests.checkpoints import made
+from tests.formats.tokenizers import byte_level
 from tests.methods.checkpoints import write_checkpoint
 from tests.paper.test_full_disk import full_disk
 
@@ -135,6 +138,20 @@ def with_tokenizer(tmp_path_factory):
         save_file(tensors, file, {"format": "pt"})
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
+
+
+def test_gguf_of_a_byte_level_tokenizer_reads_as_it_did(tmp_path):
+    base = made.write(tmp_path / "base", change=lambda model: model.resize_token_embeddings(320))
+    split = pre_tokenizers.Split(Regex(LLAMA_3), "isolated")
+    before = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    here = byte_level(base, before)
+    quantize_checkpoint(base, tmp_path / "out", format="gguf", spec="Q8_0")
+    there = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    text = "The wolf's 1984 winters,\n  the end… café <|end|>"
+    assert there(text)["input_ids"] == here(text)["input_ids"]
+    reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "llama-bpe"
+    assert len(reader.get_field("tokenizer.ggml.tokens").contents()) == 320
 
 
 def test_gguf_of_llama_3_says_how_its_frequencies_are_divided(tmp_path, with_tokenizer):
