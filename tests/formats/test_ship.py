@@ -122,6 +122,38 @@ def test_fine_tuned_weights_take_the_place_of_an_adapter(tmp_path, pair):
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
+def test_several_adapters_are_merged_one_after_the_other(tmp_path, pair):
+    base, adapter, _ = pair
+    second = made.write_adapter(tmp_path / "second", made.model(), seed=8, target_modules=["down_proj", "up_proj"])
+    given = {"format": "safetensors", "spec": "rtn-int8-row"}
+    result = quantize_checkpoint(base, tmp_path / "out", adapter=[adapter, second], **given)
+    name, spec = "model.layers.0.mlp.down_proj", QuantSpec(bits=8, group_size=-1)
+    weight = load_folder(base)[f"{name}.weight"]
+    between = merge_quantize_ref(weight, *factors(adapter, name), 2.0, spec, merged=True).merged
+    after = merge_quantize_ref(between, *factors(second, name), 2.0, spec, merged=True).merged
+    expected = merge_quantize_ref(weight, spec=spec, new_weight=after)
+    assert torch.equal(load_folder(tmp_path / "out")[f"{name}.weight"], expected.dequantized(torch.bfloat16))
+    assert result["layers"][name]["crossed"] == expected.stats.crossed
+    assert result["layers"]["model.layers.0.mlp.up_proj"]["moved"] > 0
+    assert (tmp_path / "out" / "README.md").read_text().count("adapter_model.safetensors SHA-256") == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_other_types_are_kept_and_loaded(tmp_path, dtype):
+    wide = getattr(torch, dtype)
+    base = made.write(tmp_path / "base", dtype=wide)
+    weights = made.write(tmp_path / "weights", dtype=torch.bfloat16, change=made.nudged(0.2))
+    quantize_checkpoint(base, tmp_path / "out", weights=weights, spec="rtn-int4-g32", dtype=dtype)
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    logits(loaded)  # unpacks
+    name = "model.layers.1.self_attn.k_proj"
+    before, after = (load_folder(folder)[f"{name}.weight"].float() for folder in (base, weights))
+    expected = merge_quantize_ref(before, spec=QuantSpec(group_size=32, scale_dtype=dtype), new_weight=after)
+    assert loaded.get_submodule(name).weight.dtype == wide
+    assert torch.equal(loaded.get_submodule(name).weight, expected.dequantized(wide))
+
+
 @pytest.fixture(scope="module")
 def with_tokenizer(tmp_path_factory):
     """A Llama with grouped heads and a tokenizer whose merges follow from scores, as SentencePiece's do."""
