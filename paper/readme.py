@@ -89,7 +89,8 @@ def main() -> None:
     page = block("budget", budget.table(), page)
     page = block("kernel", kernel(KERNELS), page)
     dial = why_records.committed("dial")
-    elsewhere = " ".join([*paper_words.elsewhere(dial), "The dial:", *paper_words.dial(dial)[:3]])
+    others = [record for part in ("dial", "plateau", "size") for record in why_records.committed(part)]
+    elsewhere = " ".join([*paper_words.elsewhere(others), "The dial:", *paper_words.dial(dial)[:3]])
     page = block("why", f"{paper_words.finding(why_records.committed())}\n\n{elsewhere}", page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     README.write_text(page)

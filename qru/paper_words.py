@@ -345,7 +345,7 @@ def elsewhere(found: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
     """Does text come back under plain 4-bit groups at other rates and sizes, where a dead zone is?
 
     Args:
-        found: of the dial and of other sizes.
+        found: of the parts beside the comparison that change rate or size.
         quantizer: that is spoken of.
 
     Returns:
@@ -376,7 +376,7 @@ def _at_rate(row: Mapping[str, Any]) -> str:
     low, high = (max(-999.0, min(999.0, row[end])) for end in ("text_low", "text_high"))
     share = with_interval(row["text_regained"], low, high, digits=0)
     rate, edge = general(row["learning_rate"], 3), general(row["edge"])
-    return f"rate {rate}, edge {edge}, {counted(int(row['steps']), 'step')}: {share} %"
+    return f"{row['corpus']}, rate {rate}, edge {edge}, {counted(int(row['steps']), 'step')}: {share} %"
 
 
 def dial(found: Sequence[Record]) -> list[str]:

@@ -103,6 +103,11 @@ def dial_grid(scale: str = "mini") -> list[RunConfig]:
     return [configuration("bf16", "ga_klr", **half_rate(), **fixed), *rates]
 
 
+def plateau_grid(scale: str = "mini") -> list[RunConfig]:
+    """GA+KLR on news at the rate of books, which the rule did not take there: forgetting is slow, does it last?"""
+    return [configuration("bf16", "ga_klr", "news", scale=scale, learning_rate=MINI["full"][0])]
+
+
 ALPHAS = (16.0, 32.0, 64.0, 128.0)
 LARGE = (2**2, 2**4)  # times the chosen rate
 

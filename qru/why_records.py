@@ -30,6 +30,7 @@ MAIN = "comparison"
 # Other parts of the experiment -> their runs at a scale.
 PARTS: dict[str, Callable[[str], list[RunConfig]]] = {
     "dial": why.dial_grid,
+    "plateau": why.plateau_grid,
     "alpha": partial(why.slice_grid, "alpha"),
     "layers": partial(why.slice_grid, "layers"),
     "rate": partial(why.slice_grid, "rate"),

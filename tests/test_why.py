@@ -64,7 +64,7 @@ def test_every_arm_is_known_by_its_settings():
         why.arm_of({"adapter": "lora", "weights": "fp16"})
 
 
-@pytest.mark.parametrize("name", ["comparison", "dial", "layers", "rate", "beta2", "size"])
+@pytest.mark.parametrize("name", ["comparison", "dial", "plateau", "layers", "rate", "beta2", "size"])
 def test_every_run_that_is_compared_stops_at_one_goal(name):
     grid = why.grid() if name == "comparison" else why_records.PARTS[name]("mini")
     assert {(config.forget_goal, config.goal_metrics) for config in grid} == {(25.0, ("verbmem",))}

@@ -130,7 +130,7 @@ def test_plain_groups_in_other_parts(runs):
     count, which = paper_words.elsewhere([runs[0], why_record(BF16, seed=3, back=(INT4,))])
     assert "Among 2 further runs" in count
     assert count.endswith("int4 g128 in 1.")
-    assert re.search(r"there: rate 1\.3e−5, edge 0\.0039, 400 steps: 75 \[7\d, 7\d\] %\.", which)
+    assert re.search(r"there: books, rate 1\.3e−5, edge 0\.0039, 400 steps: 75 \[7\d, 7\d\] %\.", which)
     count, missed = paper_words.elsewhere([why_record(BF16, back=(INT4,), reached=False)])
     assert "Among 0 further runs" in count
     assert re.search(r"Not counted, .* 75 \[7\d, 7\d\] %, from VerbMem 20 in bf16", missed)
