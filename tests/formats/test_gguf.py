@@ -24,7 +24,7 @@ from qru.formats.gguf import (
 from qru.formats.gguf_vocabulary import LLAMA_3, Type, cut, cut_into_pieces, piece_scores, vocabulary
 from qru.ops import QuantSpec
 from qru.quantizers import Update
-from tests.formats.tokenizers import byte_level
+from tests.formats.byte_tokenizer import byte_level
 
 KINDS = ("Q4_0", "Q8_0")
 

@@ -23,7 +23,7 @@ from qru.models import linear_layers, quiet
 from qru.ops import QuantSpec, merge_quantize_ref
 from qru.ship import quantize_checkpoint
 from tests.checkpoints import made
-from tests.formats.tokenizers import byte_level
+from tests.formats.byte_tokenizer import byte_level
 from tests.methods.checkpoints import write_checkpoint
 from tests.paper.test_full_disk import full_disk
 
