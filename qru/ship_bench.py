@@ -15,6 +15,7 @@ kernel's own time over all layers, on matrices in memory. Results are verified b
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -34,7 +35,7 @@ import torch
 from transformers import LlamaConfig
 
 from qru.formats.layout import Entry, header
-from qru.models import layer_shapes
+from qru.models import layer_shapes, quiet
 from qru.ops import QuantSpec, merge_quantize, merge_quantize_ref
 from qru.ops.pack import unpack
 from qru.records import provenance, write_json
@@ -126,12 +127,13 @@ def by_peft(folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
-    merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
-    merged.save_pretrained(folder / "out")
-    del model, merged
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    AutoModelForCausalLM.from_pretrained(folder / "out", quantization_config=nf4, dtype=torch.bfloat16)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
+        merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
+        merged.save_pretrained(folder / "out")
+        del model, merged
+        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        AutoModelForCausalLM.from_pretrained(folder / "out", quantization_config=nf4, dtype=torch.bfloat16)
 
 
 def by_disk(folder: Path) -> None:
@@ -233,8 +235,6 @@ def contestant(name: str, folder: Path) -> dict[str, float]:
 
 
 def in_its_own_process(name: str, folder: Path) -> dict[str, float]:
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    evict(inputs(folder))
     command = [sys.executable, "-m", "qru.ship_bench", "--folder", str(folder), "--contestant", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -272,14 +272,21 @@ def verify(folder: Path) -> int:
 
 
 def measure(
-    folder: Path, shape: str = "1.1b", rank: int = 64, rounds: int = 3, only: Sequence[str] = (), report=print
+    folder: Path,
+    shape: str = "1.1b",
+    rank: int = 64,
+    rounds: int = 3,
+    only: Sequence[str] = (),
+    run: Callable[[str, Path], dict[str, float]] = in_its_own_process,
+    report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Make the input, verify, and run every contestant in each round.
 
     Args:
         folder: scratch; must be empty or absent. About eight times the size of the model's weights is not too much.
         shape: a key of ``SHAPES``. rank: of the adapter. rounds: of every contestant.
-        only: contestants; all unless given. The floors always run.
+        only: contestants; all unless given, NF4 where bitsandbytes is installed. The floors always run.
+        run: runs one; in this process (``contestant``) what is seen of memory is everybody's.
         report: is given a line a result.
 
     Returns:
@@ -299,14 +306,17 @@ def measure(
         raise ValueError(f"{folder} is not empty: give a new folder.")
     make_input(folder, shape, rank)
     report(f"input: {sum(path.stat().st_size for path in inputs(folder)) / 1e9:.3g} GB")
-    in_its_own_process("quantize", folder)
+    run("quantize", folder)
     output = verify(folder)
     (folder / "out_bytes").write_text(str(output))
-    chosen = [name for name in CONTESTANTS if not only or name in only or name in ("disk", "kernel")]
+    there = [name for name in CONTESTANTS if name != "peft-nf4" or importlib.util.find_spec("bitsandbytes")]
+    chosen = [name for name in there if not only or name in only or name in ("disk", "kernel")]
     results: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
     for round_ in range(rounds):
         for name in random.Random(round_).sample(chosen, len(chosen)):
-            found = in_its_own_process(name, folder)
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            evict(inputs(folder))
+            found = run(name, folder)
             for key, value in found.items():
                 results[name].setdefault(key, []).append(value)
             report(f"{name}: {found['seconds']:.3g} s, {found['peak_mb']:.0f} MB of its own")
@@ -341,7 +351,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], choices=list(CONTESTANTS))
-    parser.add_argument("--smoke", action="store_true", help="tiny, one round")
+    parser.add_argument("--smoke", action="store_true", help="tiny, one round, all in this process")
     parser.add_argument("--json", type=Path, help="the record's path; record.json in the folder otherwise")
     parser.add_argument("--contestant", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
@@ -350,7 +360,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(json.dumps(found))
         return found
     shape, rank, rounds = ("tiny", 4, 1) if given.smoke else (given.shape, given.rank, given.rounds)
-    record = measure(given.folder, shape, rank, rounds, given.only, lambda text: print(text, flush=True))
+    run = contestant if given.smoke else in_its_own_process
+    record = measure(given.folder, shape, rank, rounds, given.only, run, lambda text: print(text, flush=True))
     path = given.json or given.folder / "record.json"
     write_json(path, record)
     print(f"record: {path}")
