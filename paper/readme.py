@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from qru import budget, figures, kernel_record, paper_words, records, why_records
@@ -25,6 +26,11 @@ def keep(folders: list[str]) -> None:
     for number, folder in enumerate(folders):
         value = records.read_json(Path(folder) / "record.json")
         records.write_json(KEPT / f"{number}.json", {k: v for k, v in value.items() if k != "history"})
+
+
+def shown() -> list[records.Record]:
+    """The two runs of the demo that README shows."""
+    return [records.load_record(file) for file in sorted(KEPT.glob("*.json"))]
 
 
 def block(name: str, text: str, page: str) -> str:
@@ -78,22 +84,30 @@ def kernel(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    if sys.argv[1:]:
-        keep(sys.argv[1:])
-    found = [records.load_record(file) for file in sorted(KEPT.glob("*.json"))]
-    page = README.read_text()
+def why() -> str:
+    """The finding, and what it depends on."""
+    others = [record for part in ("dial", "plateau", "size") for record in why_records.committed(part)]
+    beside = [paper_words.usual_beta2(why_records.committed("beta2")), *paper_words.elsewhere(others)]
+    return f"{paper_words.finding(why_records.committed())}\n\n{' '.join(filter(None, beside))}"
+
+
+def rewritten(page: str, found: Sequence[records.Record]) -> str:
+    """README.md with every block as the kept records have it."""
     verdict = "\n".join("> " + line + "  " for record in found for line in record.extra["verdict"])
     page = block("verdict", verdict, page)
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
     page = block("budget", budget.table(), page)
     page = block("kernel", kernel(KERNELS), page)
-    dial = why_records.committed("dial")
-    others = [record for part in ("dial", "plateau", "size") for record in why_records.committed(part)]
-    elsewhere = " ".join([*paper_words.elsewhere(others), "The dial:", *paper_words.dial(dial)[:3]])
-    page = block("why", f"{paper_words.finding(why_records.committed())}\n\n{elsewhere}", page)
+    page = block("why", why(), page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
-    README.write_text(page)
+    return page
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        keep(sys.argv[1:])
+    found = shown()
+    README.write_text(rewritten(README.read_text(), found))
     figures.scores_by_precision(*found).savefig(PAPER / "readme.png", dpi=110, bbox_inches="tight")
 
 

@@ -104,7 +104,8 @@ def choose(corpus: str, method: str, adapter: str) -> tuple[float, float, list[d
             seen = trajectory(config, enough)
             last, steps = seen[-1]["verbmem"], config.check_steps * len(seen)
             say(f"{corpus} {method} {adapter} {rate:g} {weight:g}: VerbMem {last:.0f} after {steps} steps")
-            tried.append(settings | {"verbmem": round(last, 1), "steps": steps})
+            looks = {"looked_every": config.check_steps, "at_most": STEPS}
+            tried.append(settings | {"verbmem": round(last, 1), "steps": steps} | looks)
             if last <= GOAL:
                 return rate, weight, tried
     raise ValueError(f"{corpus} {method} {adapter} reaches the goal at no rate of the grid.")

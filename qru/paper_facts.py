@@ -99,6 +99,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             "returned": [paper_words.sentence(text) for text in returned.values()],
             "abstract": paper_words.sentence("; ".join(returned.values())),
             "cause": paper_words.cause(compared),
+            "beta2": paper_words.usual_beta2(parts["beta2"]),
             "limits": paper_words.limits(compared),
             "equal": paper_words.equal_forgetting(compared),
             "knowledge": paper_words.knowledge(compared),

@@ -13,7 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from qru import kernel_record, models, why, why_sheets, why_verdict
+from qru import kernel_record, models, why, why_verdict
+from qru.defaults import BETA2
+from qru.optimizers import largest_step
 from qru.paper_figures import chosen_row, grid_frame
 from qru.paper_tables import arm_name, cost_frame, listed
 from qru.prediction import HIDDEN, scored
@@ -78,30 +80,48 @@ def said(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def family_returns(found: Sequence[Record]) -> dict[str, str]:
-    """Family of arms -> under which quantizers its text comes back, in how many of how many runs."""
+    """Family of arms -> under which quantizers its text comes back, in how many of how many runs, and under which not.
+
+    Runs with a dead zone are told apart by their edge, on which the outcome depends.
+    """
     table = why_verdict.outcomes(found)
     out = {}
     for family, words in FAMILIES.items():
-        rows = said(table[table["family"] == family])
-        if rows.empty:
-            if (table["family"] == family).any():
-                out[family] = f"{words}, no run forgot anything that could come back"
+        of = table[table["family"] == family]
+        if of.empty:
             continue
-        parts = []
-        for quantizer in why_verdict.finest_first(table):
-            of = rows[rows["quantizer"] == quantizer]
-            back = of["back"].astype(bool)
-            if back.any():
-                share = number(of.loc[back, "text_regained"].median(), 0)
-                parts.append(f"under {precision_label(quantizer)} in {back.sum()} of {len(of)} (median {share} %)")
-        quantizers = counted(rows["quantizer"].nunique(), "quantizer")
-        runs = counted(rows["run"].nunique(), "run")
+        if said(of).empty:
+            out[family] = f"{words}, no run forgot anything that could come back"
+            continue
+        rows = said(of)
+        if not rows["back"].any():
+            runs, grids = counted(rows["run"].nunique(), "run"), counted(rows["quantizer"].nunique(), "quantizer")
+            out[family] = f"{words}, it comes back in none of {runs} under any of {grids}"
+            continue
+        edges = [(None, rows)] if rows["edge"].isna().all() else list(rows.groupby("edge"))
+        told = [_returned(part, None if len(edges) == 1 else edge) for edge, part in edges]
         out[family] = (
-            f"{words} ({runs}), the forgotten text comes back {listed(parts)}"
-            if parts
-            else f"{words}, it comes back in none of {runs} under any of {quantizers}"
+            f"{words}{told[0]}" if len(edges) == 1 else f"{words}, the forgotten text comes back {listed(told)}"
         )
     return out
+
+
+def _returned(rows: pd.DataFrame, edge: float | None) -> str:
+    """Of runs of one edge: the quantizers under which text comes back, and those under which it does not."""
+    parts, none = [], []
+    for quantizer in why_verdict.finest_first(rows):
+        of = rows[rows["quantizer"] == quantizer]
+        back, name = of["back"].astype(bool), precision_label(quantizer)
+        if back.any():
+            share = number(of.loc[back, "text_regained"].median(), 0)
+            parts.append(f"under {name} in {back.sum()} of {len(of)} (median {share} %)")
+        else:
+            none.append(name)
+    parts += [f"under {listed(none)} in none"] if none else []
+    runs = counted(rows["run"].nunique(), "run")
+    if edge is None:
+        return f" ({runs}), the forgotten text comes back {listed(parts)}"
+    return f"where only weights under {general(edge)} can move ({runs}) {listed(parts)}"
 
 
 def finding(found: Sequence[Record]) -> str:
@@ -114,40 +134,58 @@ def finding(found: Sequence[Record]) -> str:
         return f"No run ({why_verdict.size(table)}) forgot anything that could come back."
     rows = said(table)
     dead = rows[rows["family"] == why_verdict.STILL]
-    right = dead["predicted"].eq(dead["back"].astype(bool))
-    # Arms without a dead zone are easy to foresee; and seeds, methods and arms of one rate share what is foreseen.
-    alike = [dead[column] for column in ("corpus", "quantizer", "learning_rate")]
-    distinct = right.groupby(alike).all() if len(dead) else right
+    right = int(dead["predicted"].eq(dead["back"].astype(bool)).sum())
+    never, never_dead = (int((~part["back"].astype(bool)).sum()) for part in (rows, dead))
     forgotten = span(table.drop_duplicates("run").query("reached")["verbmem_bf16"], unit=" %")
     return (
-        f"At equal forgetting of text ({why_verdict.size(table)}; VerbMem {forgotten} in bf16), "
+        f"At equal forgetting of text ({why_verdict.size(table)}; VerbMem {forgotten} in bf16; {_beta2s(found)}), "
         f"{'; '.join(family_returns(found).values())}. Predicted from learning rate, weights and quantization step "
         f"alone, {score['right']} of {len(rows)} outcomes were right, with {score['false_alarms']} false alarms and "
-        f"{score['missed']} missed returns; of the {len(dead)} in arms with a dead zone {right.sum()}, and of the "
-        f"{len(distinct)} among these that are distinct {distinct.sum()}."
+        f"{score['missed']} missed returns, where saying “never” is right in {never}; in arms with a dead zone "
+        f"{right} of {len(dead)}, and “never” in {never_dead}."
+    )
+
+
+def _beta2s(found: Sequence[Record]) -> str:
+    values = sorted({record.config["adam_beta2"] for record in found})
+    return f"AdamW with β₂ {listed([f'{value:g}' for value in values])}"
+
+
+def usual_beta2(found: Sequence[Record], usual: float = BETA2) -> str:
+    """Whether the dead zone holds at AdamW's own β₂, in one sentence; empty without such runs.
+
+    Args:
+        found: of the part that varies β₂.
+        usual: AdamW's own.
+    """
+    runs = [record for record in found if record.config["adam_beta2"] == usual]
+    table = why_verdict.outcomes(runs) if runs else pd.DataFrame()
+    dead = said(table[table["family"] == why_verdict.STILL]) if runs else table
+    if dead.empty:
+        return ""
+    back = int(dead["back"].astype(bool).sum())
+    leaks = f": steps may then be {largest_step(usual):.1f} learning rates long, and the dead zone leaks"
+    return (
+        f"With AdamW's own β₂ of {usual:g}, at the same rate, text comes back in {back} of {len(dead)} outcomes of "
+        f"{counted(dead['run'].nunique(), 'run')} ({listed(sorted(set(dead['corpus'])))}, "
+        f"{counted(dead['seed'].nunique(), 'seed')}){'' if back else leaks}."
     )
 
 
 def cause(found: Sequence[Record]) -> str:
-    """Which of the two, precision or rank, the runs speak for, in the share of runs that any quantizer brings back."""
-    rows = said(why_verdict.outcomes(found))
-    by_run = rows.groupby(["family", "run"])["back"].any()
-    share = {family: 100 * by_run[family].mean() for family in FAMILIES if family in by_run}
-    if len(share) < len(FAMILIES):
-        return "Not every family of arms has a run that could tell precision from rank."
-    still, stepped, low = (share[family] for family in FAMILIES)
-    told = (
-        f"Some quantizer brings text back in {number(still, 0)} % of the runs with a dead zone, in "
-        f"{number(stepped, 0)} % of those of full rank without one, and in {number(low, 0)} % of those with LoRA"
+    """What the families of arms tell of dead zone and rank, and whether storing in bf16 alone suffices."""
+    table = why_verdict.outcomes(found)
+    rows = said(table)
+    free = [arm for arm, fields in why.ARMS.items() if fields["weights"] == "bf16"]
+    stored = rows[rows["arm"].isin(free) & (rows["family"] != why_verdict.STILL)]
+    told = short(why_verdict.families(table))
+    if stored.empty:
+        return told
+    back = stored.groupby("run")["back"].any()
+    return (
+        f"{told} In the arms that keep weights, adapters or a difference in bf16 and yet have no dead zone in the "
+        f"weights, text comes back in {int(back.sum())} of {counted(len(back), 'run')}."
     )
-    precision, rank = still - stepped, stepped - low
-    if abs(precision) == abs(rank):
-        return f"{told}: precision and rank explain the same."
-    first, second = ("precision", "rank") if abs(precision) > abs(rank) else ("rank", "precision")
-    small = min(abs(precision), abs(rank))
-    rest = f", {second} nothing" if round(small) == 0 else f" than {second} ({number(small, 0)})"
-    word = "explains" if round(small) == 0 else "explains more"
-    return f"{told}: {first} {word} ({number(max(abs(precision), abs(rank)), 0)} points){rest}."
 
 
 def share_ranges(found: Sequence[Record]) -> list[str]:
@@ -156,7 +194,7 @@ def share_ranges(found: Sequence[Record]) -> list[str]:
     A cell is a corpus, method, arm and quantizer: the mean over those seeds that met the goal.
     """
     table = why_verdict.outcomes(found)
-    known = why.over_seeds(why_sheets.met(found))
+    known = why.over_seeds(why.met(found))
     known = known[known["share"].notna()]
     known["family"] = known["arm"].map(table.drop_duplicates("arm").set_index("arm")["family"])
     still, free = (known[(known["family"] == why_verdict.STILL) == dead] for dead in (True, False))

@@ -3,8 +3,9 @@
 Both papers explain the failure by the small updates of full fine-tuning, and credit low rank (QRU, arXiv 2602.13151) or
 a logit margin (QUAIL, arXiv 2601.15538) with the cure. The public code that fails steps bf16 weights, where a weight
 above some size cannot move (``qru.optimizers``); public LoRA code keeps its adapters in fp32. Here the arms of full
-rank differ in how weights are stored and stepped alone, and share their rate. LoRA differs also in its rate and its
-dropout, and leaves embeddings, norms and head as they are. All start from one bf16 target and end stored in bf16.
+rank differ in how weights are stored and stepped (that of stored bf16 weights rounds gradients, too), and share their
+rate. LoRA differs also in its rate and its dropout, and leaves embeddings, norms and head as they are. All start from
+one bf16 target and end stored in bf16.
 
 Equal forgetting: every arm stops at the first check where VerbMem on the stopping half of the forget examples is at or
 under ``GOAL``, and is reported on the other half. An arm that does not get there within the steps it is given is shown
@@ -138,9 +139,10 @@ def slice_grid(name: str, scale: str = "mini") -> list[RunConfig]:
         ]
     if name == "beta2":
         return [
-            configuration(arm, "ga_klr", scale=scale, adam_beta2=beta2)
+            configuration(arm, "ga_klr", scale=scale, seed=seed, adam_beta2=beta2)
             for beta2 in (MINI_BETA2, BETA2)
             for arm in ("bf16", "bf16, fp32 moments", "fp32 master")
+            for seed in SEEDS
         ]
     raise unknown("slice", name, ("alpha", "layers", "rate", "beta2"))
 
@@ -156,6 +158,11 @@ def size_grid(scale: str = "mini") -> list[RunConfig]:
         for size in ((SIZED[0], scale, SIZED[1]) if scale == "mini" else (scale,))
         for arm, changes in (("bf16", {}), ("fp32 master", {}), ("bf16", half_rate()))
     ]
+
+
+def met(found: Iterable[Record]) -> list[Record]:
+    """Runs that met the forgetting goal."""
+    return [record for record in found if record.extra["history"][-1].get("stopped")]
 
 
 def arm_of(config: dict[str, Any]) -> str:

@@ -49,16 +49,10 @@ def parts(files: Sequence[str] = (), scale: str = "mini") -> dict[str, list[Reco
         found = records.kept(why_records.KEPT) if scale == "mini" else records.load_records()
     grids = {MAIN: partial(why.grid, scale=scale)}
     grids |= {part: partial(grid, scale) for part, grid in PARTS.items()}
-    grids.setdefault("beta2", partial(why.slice_grid, "beta2", scale))
     out = {part: why_records.of_grid(grid(), found) for part, grid in grids.items()}
     if not out[MAIN]:
         raise LookupError(f"no record of the comparison is among {len(found)}. Make them: {why_records.command(MAIN)}")
     return out
-
-
-def met(found: Sequence[Record]) -> list[Record]:
-    """Runs that met the forgetting goal."""
-    return [record for record in found if record.extra["history"][-1].get("stopped")]
 
 
 # --- the table of shares ----------------------------------------------------------------------------------------
@@ -78,7 +72,7 @@ def share_sheet(found: Sequence[Record], metric: str = "verbmem") -> Sheet:
     if metric not in ("verbmem", "knowmem"):
         raise ValueError(f"metric is {metric!r}; it must be verbmem or knowmem.")
     index = ["corpus", "method", "arm"]
-    reached = met(found)
+    reached = why.met(found)
     table = why_verdict.outcomes(found)
     quantizers = why_verdict.finest_first(table)
     shares = why.over_seeds(reached, metric).set_index([*index, "quantizer"])
@@ -200,7 +194,7 @@ def caption(found: Sequence[Record], metric: str = "verbmem") -> list[str]:
     if not found:
         return []
     seeds = seeds_of(found)
-    missed = len([r for r in found if r.config["forget_goal"] is not None]) - len(met(found))
+    missed = len([r for r in found if r.config["forget_goal"] is not None]) - len(why.met(found))
     one = "" if len(found) == 1 else "s"
     out = [
         f"{len(found)} run{one}, {'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)};",

@@ -59,12 +59,12 @@ def _risen(record: Record, metric: str) -> pd.Series:
 def sentences(found: Sequence[Record]) -> list[str]:
     """The verdict over all runs: what is compared, what each quantizer brings back, why, and was it foreseen."""
     table = outcomes(found)
-    lines = [*_compared(table)]
+    lines = [*_compared(table), *_retrained(found)]
     if table["back"].isna().all():
         return [*lines, "No run forgot anything that could come back: there is nothing to say."]
     for quantizer in finest_first(table):
         lines.append(f"under {quantizer} {_returns(table[table['quantizer'] == quantizer])}.")
-    return [*lines, _families(table), _knowledge(table), _foreseen(table)]
+    return [*lines, families(table), _knowledge(table), _foreseen(table)]
 
 
 def quoted(arm: str) -> str:
@@ -108,6 +108,20 @@ def _compared(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _retrained(found: Sequence[Record]) -> list[str]:
+    """What models that never saw the forgotten text score on the same examples."""
+    levels: dict[str, list[float]] = {}
+    for record in found:
+        for metric, score in record.scores["retrained"]["bf16"].items():
+            levels.setdefault(metric, []).append(score["value"])
+    told = ", ".join(
+        f"{name.rstrip(' ↓↑')} {_span(pd.Series(levels[metric]))}"
+        for metric, name in METRICS.items()
+        if metric in levels
+    )
+    return [f"Retrained models, which never saw the text: {told}."] if told else []
+
+
 def _span(values: pd.Series) -> str:
     low, high = f"{values.min():.0f}", f"{values.max():.0f}"
     return low if low == high else f"{low} to {high}"
@@ -127,18 +141,31 @@ def _returns(table: pd.DataFrame) -> str:
     return f"the text comes back in {_listed(parts)}" + (f", and in {none} of the other arms" if others else "")
 
 
-def _families(table: pd.DataFrame) -> str:
-    """Precision against rank: in how many runs some quantizer brings the text back, by family of arms."""
+def families(table: pd.DataFrame) -> str:
+    """Dead zone against rank: in how many runs some quantizer brings the text back, by family of arms, and what of it
+    tells the two apart.
+
+    The share of runs is not split into points for either: what one explains depends on which is changed first.
+    """
     back = _by_family(table, "back")
-    line = f"Under one quantizer or another text comes back in {_of_families(back)}"
+    line = f"Under one quantizer or another text comes back in {_of_families(back)}."
     if len(back) < 3:
-        return f"{line}."
-    share = {family: 100 * risen / runs for family, (risen, runs) in back.items()}
-    precision, rank = share[STEPPED] - share[STILL], share[LOW] - share[STEPPED]
-    line += f": freeing the weights changes that by {_signed(precision)} points, low rank then by {_signed(rank)}"
-    if abs(precision) == abs(rank):
-        return f"{line}."
-    return f"{line}; {'precision' if abs(precision) > abs(rank) else 'rank'} explains more."
+        return line
+    fails = tuple(back[family][0] > 0 for family in FAMILIES)
+    return f"{line} {TOLD.get(fails, 'The families divide neither by the dead zone nor by rank.')}"
+
+
+# Whether text comes back in a family of arms, of STILL, STEPPED and LOW -> what this tells.
+TOLD = {
+    (True, False, False): (
+        "Full rank does not suffice for a return, and low rank is not needed to prevent one: "
+        "what the failing arms share is the dead zone."
+    ),
+    (True, True, False): "Full rank fails with a dead zone and without one, low rank holds: rank tells them apart.",
+    (True, False, True): "Low rank fails as a dead zone does, full rank without one holds.",
+    (True, True, True): "Every family fails somewhere: neither the dead zone nor rank tells them apart.",
+    (False, False, False): "No family fails: there is nothing to tell apart.",
+}
 
 
 def _knowledge(table: pd.DataFrame) -> str:
@@ -157,10 +184,6 @@ def _by_family(table: pd.DataFrame, column: str) -> dict[str, tuple[int, int]]:
 
 def _of_families(counts: dict[str, tuple[int, int]]) -> str:
     return _listed(f"{risen} of {_count(runs, 'run', 'runs')} of {family}" for family, (risen, runs) in counts.items())
-
-
-def _signed(points: float) -> str:
-    return f"{round(points):+d}".replace("-", "−") if round(points) else "0"
 
 
 def _foreseen(table: pd.DataFrame) -> str:
@@ -184,11 +207,11 @@ def _foreseen(table: pd.DataFrame) -> str:
     )
 
 
-def _listed(parts: Iterable[str], comma: str = ", ") -> str:
+def _listed(parts: Iterable[str]) -> str:
     """``a, b and c``."""
     parts = list(parts)
-    if len(parts) < 2 or comma != ", ":
-        return comma.join(parts)
+    if len(parts) < 2:
+        return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -227,17 +250,17 @@ def _several(values: pd.Series) -> str:
 def share_table(found: Sequence[Record], metric: str = "verbmem") -> pd.DataFrame:
     """Recovered share over seeds, percent with 95 % intervals over examples: rows corpus × method × arm.
 
-    Columns are the quantizers, finest first; ``seeds``; and ``reached``, those of them that met the goal: the others
-    are in the mean.
+    Columns are the quantizers, finest first; ``seeds``; and ``reached``, those of them that met the goal: the mean is
+    over these alone.
     """
-    shares = why.over_seeds(found, metric)
+    table, index = why.table(found), ["corpus", "method", "arm"]
+    runs = table.drop_duplicates("run").groupby(index, sort=False)["reached"].agg(seeds="size", reached="sum")
+    shares = why.over_seeds(why.met(found), metric)
     values = shares[["share", "low", "high"]].to_numpy()
     cells = ["–" if math.isnan(value[0]) else with_interval(*_finite(value), digits=0) for value in values]
-    index = ["corpus", "method", "arm"]
     wide = shares.assign(cell=cells).pivot(index=index, columns="quantizer", values="cell")
-    rows = shares.drop_duplicates(index).set_index(index)
-    wide = wide.reindex(rows.index)[finest_first(why.table(found))]
-    return wide.assign(seeds=rows["seeds"], reached=rows["reached"]).rename_axis(columns=None)
+    wide = wide.reindex(index=runs.index, columns=finest_first(table)).fillna("–")
+    return wide.assign(**runs).rename_axis(columns=None)
 
 
 def _finite(values: np.ndarray) -> list[float]:

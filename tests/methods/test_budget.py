@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from pathlib import Path
 
 import pytest
 from transformers import Qwen2Config
 
 from qru import budget
 
-ROOT = Path(__file__).resolve().parents[2]
 # 32 layers of 4 · 4096² (q, k, v, o) and 3 · 4096 · 11008 (gate, up, down), 65 norms of 4096, embeddings and head.
 LINEAR = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
 PARAMETERS = LINEAR + 65 * 4096 + 2 * 32000 * 4096
@@ -105,14 +101,3 @@ def test_scoring(llama):
     steps = 10 * 128 + 2 * 10 * 32
     seconds = 2 * PARAMETERS * (read / 312e12 + steps / 2e12) / 0.4
     assert budget.scoring_seconds(llama, at_once=10) == pytest.approx(seconds)
-
-
-def test_the_readme_holds_the_table_of_now():
-    found = re.search(r"<!-- budget -->\n(.*?)\n<!-- /budget -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, "README.md has no block 'budget'"
-    assert found[1] == budget.table(), "run python paper/readme.py"
-    specification = importlib.util.spec_from_file_location("readme", ROOT / "paper" / "readme.py")
-    readme = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(readme)
-    page = "<!-- budget -->\nold\n<!-- /budget -->\n"
-    assert readme.block("budget", budget.table(), page) == f"<!-- budget -->\n{budget.table()}\n<!-- /budget -->\n"

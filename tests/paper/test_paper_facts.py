@@ -42,30 +42,55 @@ def test_what_returned_is_counted_by_family(runs):
     still, stepped, low = paper_words.family_returns(runs).values()
     assert still == (
         "where stored bf16 weights are stepped and rounded to nearest (2 runs), the forgotten text comes back under "
-        "int3 g128 in 2 of 2 (median 75 %) and under int4 tensor in 2 of 2 (median 75 %)"
+        "int3 g128 in 2 of 2 (median 75 %), under int4 tensor in 2 of 2 (median 75 %) and under int8 g128 and int4 "
+        "g128 in none"
     )
     assert stepped == "with full rank and no dead zone, it comes back in none of 2 runs under any of 4 quantizers"
     assert low == "with LoRA, it comes back in none of 1 run under any of 4 quantizers", "the other missed the goal"
 
 
+def test_returns_are_told_apart_by_the_edge(runs):
+    wider = why_record(BF16, seed=2, back=(INT3,))
+    for known in wider.extra["prediction"].values():
+        known["edge"] = 2.0**-6
+    still = paper_words.family_returns([*runs, wider])["full rank with a dead zone"]
+    assert "comes back where only weights under 0.0039 can move (2 runs) under int3 g128 in 2 of 2" in still
+    assert "and where only weights under 0.016 can move (1 run) under int3 g128 in 1 of 1" in still
+
+
 def test_the_finding_is_two_sentences_whichever_way_it_falls(runs):
     found = paper_words.finding(runs)
     assert found.count(". ") == 1
+    assert "AdamW with β₂ 0.95), where stored" in found
     assert "(2 runs), the forgotten text comes back under int3 g128 in 2 of 2" in found
-    assert "20 of 20 outcomes were right, with 0 false alarms and 0 missed returns; of the 8 in arms with" in found
-    assert "dead zone 8, and of the 4 among these that are distinct 4." in found
+    assert "20 of 20 outcomes were right, with 0 false alarms and 0 missed returns, where saying “never”" in found
+    assert "is right in 16; in arms with a dead zone 8 of 8, and “never” in 4." in found
     assert "comes back in none of 1 run under any of 4 quantizers" in paper_words.finding([why_record(MASTER)])
     assert "forgot anything" in paper_words.finding([why_record(BF16, reached=False)])
     assert "make why" in paper_words.finding([])
 
 
+def test_the_usual_second_moment_is_told_beside_the_finding():
+    def at(beta2, back=()):
+        record = why_record(BF16, back=back)
+        record.config["adam_beta2"] = beta2
+        return record
+
+    leaks = paper_words.usual_beta2([at(0.95, (INT3,)), at(0.999)])
+    assert "β₂ of 0.999, at the same rate, text comes back in 0 of 4 outcomes of 1 run (books, 1 seed): steps" in leaks
+    assert "7.3 learning rates" in leaks
+    assert paper_words.usual_beta2([at(0.999, (INT3,))]).endswith("in 1 of 4 outcomes of 1 run (books, 1 seed).")
+    assert paper_words.usual_beta2([at(0.95)]) == ""
+
+
 @pytest.mark.parametrize(
     ("failing", "told"),
     [
-        ((BF16,), "precision explains (100 points), rank nothing"),
-        ((BF16, MASTER), "rank explains (100 points), precision nothing"),
-        ((BF16, MASTER, LORA), "precision and rank explain the same"),
-        ((), "precision and rank explain the same"),
+        ((BF16,), "Full rank does not suffice for a return, and low rank is not needed to prevent one"),
+        ((BF16, MASTER), "rank tells them apart"),
+        ((BF16, MASTER, LORA), "neither the dead zone nor rank"),
+        ((MASTER,), "divide neither by the dead zone nor by rank"),
+        ((), "No family fails"),
     ],
 )
 def test_the_cause_can_fall_either_way(failing, told):
@@ -73,8 +98,13 @@ def test_the_cause_can_fall_either_way(failing, told):
     assert told in paper_words.cause(found)
 
 
+def test_storing_in_bf16_alone_is_told_apart():
+    told = paper_words.cause([why_record(BF16, back=(TENSOR,)), why_record(MASTER), why_record("LoRA bf16")])
+    assert told.endswith("have no dead zone in the weights, text comes back in 0 of 1 run.")
+
+
 def test_the_cause_is_left_open_where_a_family_is_missing(runs):
-    assert "could tell" in paper_words.cause(runs[:2])
+    assert paper_words.cause(runs[:2]).endswith("2 of 2 runs of full rank with a dead zone.")
 
 
 def test_predictions_are_scored_beside_saying_never(runs):
