@@ -31,6 +31,16 @@ class Clock:
                 self.stages[name]["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
             records.write_json(self.file, self.stages)
 
+    def put(self, name: str, cost: dict[str, float]) -> None:
+        """Note what a stage took that another run went through."""
+        self.stages[name] = dict(cost)
+        records.write_json(self.file, self.stages)
+
+    def drop(self, name: str) -> None:
+        """Forget a stage, so that it is timed again."""
+        if self.stages.pop(name, None):
+            records.write_json(self.file, self.stages)
+
 
 def _reset_peak() -> None:
     with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is the process's so far

@@ -426,6 +426,8 @@ def as_published(value: float) -> str:
 def cost_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Wall time and peak memory of every stage of every run, one a row.
 
+    A run that took another's model did not train: it says what that took, and here only the other is charged with it.
+
     Returns:
         Columns ``arm``, ``run`` (folder), ``stage`` (a key of ``STAGES``), ``seconds``, ``memory`` and ``gpu`` (peak,
         MB; NaN without a GPU), and ``steps`` (of the optimizer; NaN but for ``unlearn``).
@@ -435,6 +437,8 @@ def cost_frame(records: Iterable[Record]) -> pd.DataFrame:
         history = record.extra.get("history") or []
         for name, cost in record.cost.items():
             stage = name.split(" ")[0]
+            if stage == "unlearn" and "trained_by" in record.provenance:
+                continue
             rows.append({
                 "arm": arm_name(record.config), "run": record.run, "stage": stage, "seconds": cost["seconds"],
                 "memory": cost["peak_memory_mb"], "gpu": cost.get("peak_gpu_memory_mb", float("nan")),
@@ -473,6 +477,8 @@ def table_cost(records: Sequence[Record]) -> Sheet:
         "have shared the machine.",
         *([f"Measured on: {'; '.join(sorted(machines))}."] if machines else []),
     ]
+    if taken := sum("trained_by" in record.provenance for record in records):
+        note.append(f"Trained once, and counted there: the models of {taken} runs that were only measured otherwise.")
     heads = ("Runs", *measures.values())
     return Sheet(("Arm", "Stage"), (("", heads),), (Block("", tuple(groups)),), tuple(note))
 

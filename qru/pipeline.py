@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -239,10 +241,7 @@ def _run(job: Job) -> None:
             "crossings": crossings,
             "cost": clock.stages,
             "provenance": records.provenance()
-            | {
-                "compute": compute_precision(loop.device()),
-                **_origins(job),
-            }
+            | _origins(job)
             | ({"folders": {name: str(getattr(made, name)) for name in made.contents}} if made.contents else {})
             | ({"trained_by": trained_by} if trained_by else {}),
             "recovered": verdict.recovered(judged),
@@ -261,7 +260,7 @@ MEASURING = frozenset({"metrics", "quantizers"})  # settings that training does 
 def _origins(job: Job) -> dict[str, Any]:
     """What a run was made from, as its provenance says it."""
     models_ = {name: job.made.identity(name) for name in ("base", "target", "retrained", "tokenizer")}
-    return {"compute": compute_precision(loop.device()), "corpus": job.corpus.fingerprint, "models": models_}
+    return {"compute": loop.computed_as(), "corpus": job.corpus.fingerprint, "models": models_}
 
 
 def _trained_alike(job: Job) -> Record | None:
@@ -269,7 +268,8 @@ def _trained_alike(job: Job) -> Record | None:
     if job.config.forget_set != WHOLE:
         return None  # each request starts from the one before: they are told apart by their folders alone
     settings = {k: v for k, v in job.config.to_dict().items() if k not in {*MEASURING, *models.ROLES, "corpus"}}
-    for folder in sorted(job.folder.parent.glob(f"{job.folder.name.removesuffix(job.key[:10])}*")):
+    alike = glob.escape(job.folder.name.removesuffix(job.key[:10]))  # a corpus may be called anything
+    for folder in sorted(job.folder.parent.glob(f"{alike}*")):
         if folder == job.folder or not (folder / "record.json").is_file() or not (folder / "model").is_dir():
             continue
         with contextlib.suppress(ValueError):  # a damaged record is named where it is asked for
@@ -280,30 +280,53 @@ def _trained_alike(job: Job) -> Record | None:
     return None
 
 
-def _reuse_training(job: Job, clock: Clock, label: str) -> str | None:
-    """Copy what training left in a run that differs only in what was measured, if there is one; the name of that run.
+def _reuse_training(job: Job, clock: Clock, label: str) -> dict[str, Any] | None:
+    """Copy what training left in a run that differs only in what was measured, if there is one.
 
     ``model``, by which training is known to have ended, comes last and whole.
+
+    Returns:
+        Where the model came from: the ``run``, and the ``commit``, ``dirty`` flag and ``versions`` that trained it.
+        ``None``: it is or will be this run's own.
     """
     folder = job.folder
     said = folder / "trained_by.json"
     if not (folder / "model").is_dir():
-        said.unlink(missing_ok=True)
+        if said.is_file():
+            _clear_copy(folder, clock)
         if alike := _trained_alike(job):
             say(f"{label}: with the model of {alike.run}, which differs only in what was measured")
-            clock.stages["unlearn"] = alike.cost["unlearn"]
-            records.write_json(clock.file, clock.stages)
-            records.write_json(said, {"run": alike.run})
+            came_from = {name: alike.provenance.get(name) for name in ("commit", "dirty", "versions")}
+            records.write_json(said, {"run": alike.run} | came_from)  # first: it marks all that follows as copied
+            clock.put("unlearn", alike.cost["unlearn"])
             loop.delete_checkpoint(folder / "training.pt")
-            shutil.copy2(alike.path.parent / "history.json", folder)
+            records.write_json(folder / "history.json", alike.extra["history"])
             for name in ("adapter", "model"):
                 if (source := alike.path.parent / name).is_dir():
-                    temporary = folder / f".{name}.copy"
-                    for left in (temporary, folder / name):
-                        shutil.rmtree(left, ignore_errors=True)
-                    shutil.copytree(source, temporary)
-                    temporary.rename(folder / name)
-    return records.read_json(said)["run"] if said.is_file() else None
+                    _copy(source, folder / name)
+    return records.read_json(said) if said.is_file() else None
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy a folder of files; ``folder`` appears only when it is complete."""
+    temporary = folder.with_name(f".{folder.name}.copy")
+    for left in (temporary, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    for file in temporary.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    temporary.rename(folder)
+    records.fsync_folder(folder.parent)
+
+
+def _clear_copy(folder: Path, clock: Clock) -> None:
+    """Remove what a killed copy left: the run that it was from may be gone, and then this one trains from the start."""
+    for name in (".adapter.copy", ".model.copy", "adapter"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "history.json").unlink(missing_ok=True)
+    clock.drop("unlearn")
+    (folder / "trained_by.json").unlink()  # last: without it, what is left would pass for this run's own
 
 
 def _unlearn(config, corpus, reader: Path, start: Path, folder: Path, label: str) -> list[dict[str, float]]:

@@ -133,7 +133,8 @@ def unlearn(
         step.
 
     Raises:
-        ValueError: the corpus has no rows to train on, or more processes share a batch than it has documents.
+        ValueError: the corpus has no rows to train on, more processes share a batch than it has documents, or the goal
+            would first be looked at after the last step; before any step.
         FloatingPointError: the loss is NaN or infinite (names the step).
     """
     forget_name, retain_name = parse_method(config.method)
@@ -147,6 +148,14 @@ def unlearn(
 
     batch = config.batch_size
     processes.check_share(processes.count(), batch)
+    per_epoch = -(-len(forget) // batch)
+    steps = config.epochs * per_epoch
+    every = config.check_steps or max(1, per_epoch // checks_per_epoch)
+    if config.forget_goal is not None and every > steps:
+        raise ValueError(
+            f"check_steps is {every}, but the run has {steps} steps (epochs {config.epochs}, {per_epoch} steps each): "
+            f"its forget_goal would never be looked at. Set check_steps to {steps} or less, or raise epochs."
+        )
 
     models.place(model, config)
     if gradient_checkpointing:
@@ -216,9 +225,6 @@ def unlearn(
             logged["retain"] = retain_loss.item()
         return loss, logged
 
-    per_epoch = -(-len(forget) // batch)
-    every = config.check_steps or max(1, per_epoch // checks_per_epoch)
-
     def check(step: int) -> tuple[bool, dict[str, float]] | None:
         if (step + 1) % every:
             return None
@@ -231,7 +237,7 @@ def unlearn(
         model,
         optimizer,
         loss_of,
-        config.epochs * per_epoch,
+        steps,
         label=label,
         seed=config.seed,
         check=check if config.forget_goal is not None else None,

@@ -1,17 +1,20 @@
 """A whole run at smoke scale: what it leaves behind, what it reuses, and what survives a kill."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from qru import arms, audit, load_corpus, load_models, models, movement, parallel, pipeline, scoring
+from qru import arms, audit, load_corpus, load_models, loop, models, movement, parallel, pipeline, scoring
 from qru.config import RunConfig
 from qru.ops import QuantSpec
 
@@ -71,7 +74,9 @@ def test_measuring_something_else_does_not_train_again(record, monkeypatch):
         patched.setattr("qru.loop.fit", lambda *a, **k: pytest.fail("trained again"))
         again = pipeline.run(**SAME, quantizers=("rtn-int3-g64", "rtn-int2-g64"), metrics=("verbmem",))
         third = pipeline.run(**SAME, quantizers=("rtn-int8-g128",), metrics=("verbmem",))
-    assert again.provenance["trained_by"] == third.provenance["trained_by"] == record.run
+    source = {"run": record.run} | {name: record.provenance[name] for name in ("commit", "dirty", "versions")}
+    assert {"torch", "transformers", "peft"} <= set(source["versions"])
+    assert again.provenance["trained_by"] == third.provenance["trained_by"] == source
     assert "trained_by" not in record.provenance
     assert again.cost["unlearn"] == record.cost["unlearn"]
     assert again.extra["history"] == record.extra["history"]
@@ -81,17 +86,171 @@ def test_measuring_something_else_does_not_train_again(record, monkeypatch):
     assert unlearned == record.scores["unlearned"]["rtn-int3-g64"]["verbmem"]
 
 
-@pytest.mark.parametrize("other", [{"beta": 0.2}, {"seed": 7}, {"lora_dropout": 0.0}, {"epochs": 3}])
-def test_a_model_of_other_settings_is_not_taken(other, record, monkeypatch):
-    class Trained(Exception):
-        pass
+class Trained(Exception):
+    """Raised where training would begin."""
 
+
+@pytest.fixture
+def training_stops(monkeypatch):
     def fit(*arguments, **options):
         raise Trained
 
     monkeypatch.setattr("qru.loop.fit", fit)
+
+
+@pytest.mark.parametrize("other", [{"beta": 0.2}, {"seed": 7}, {"lora_dropout": 0.0}, {"epochs": 3}])
+def test_a_model_of_other_settings_is_not_taken(other, record, training_stops):
     with pytest.raises(Trained):
         pipeline.run(**SAME | other, quantizers=("rtn-int3-g64",))
+
+
+OTHER = {"quantizers": ("rtn-int2-g128",), "metrics": ("verbmem",)}  # no test completes this run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provenance": {"models": {"target": "that of another day"}}},
+        {"provenance": {"models": {"base": "that of another day"}}},
+        {"provenance": {"corpus": "other texts"}},
+        {"provenance": {"compute": "fp16"}},
+        {"config": {"retain_weight": 0.25}},
+    ],
+    ids=str,
+)
+def test_a_model_made_of_something_else_is_not_taken(change, record, training_stops):
+    def merged(value, change):
+        return {
+            k: merged(v, change[k]) if isinstance(change.get(k), dict) else change.get(k, v) for k, v in value.items()
+        }
+
+    before = record.path.read_text()
+    after = merged(json.loads(before), change)
+    assert after != json.loads(before)
+    record.path.write_text(json.dumps(after))
+    try:
+        with pytest.raises(Trained):
+            pipeline.run(**SAME, **OTHER)
+    finally:
+        record.path.write_text(before)
+
+
+def test_what_a_gpu_trained_is_not_taken_on_a_cpu(record, training_stops, monkeypatch):
+    monkeypatch.setattr("qru.loop.computed_as", lambda: f"cuda {record.provenance['compute']}")
+    with pytest.raises(Trained):
+        pipeline.run(**SAME, **OTHER)
+
+
+@contextlib.contextmanager
+def model_gone(record):
+    model = record.path.parent / "model"
+    away = model.rename(model.with_name("model-elsewhere"))
+    try:
+        yield
+    finally:
+        away.rename(model)
+
+
+def test_a_model_that_was_taken_is_not_taken_from_there(record, training_stops):
+    taken = pipeline.run(**SAME, quantizers=("rtn-int8-g128",), metrics=("verbmem",))
+    assert (taken.path.parent / "model").is_dir()
+    with model_gone(record), pytest.raises(Trained):
+        pipeline.run(**SAME, **OTHER)
+
+
+def test_a_model_of_a_part_of_the_forget_set_is_not_taken(made, monkeypatch):
+    part = {"method": "ga", "forget_set": "scal_1", "scale": "smoke", "metrics": ("verbmem",)}
+    assert pipeline.run(**part, quantizers=("rtn-int3-g64",)).config["forget_set"] == "scal_1"
+    monkeypatch.setattr("qru.loop.fit", lambda *a, **k: (_ for _ in ()).throw(Trained()))
+    with pytest.raises(Trained):
+        pipeline.run(**part, quantizers=("rtn-int2-g64",))
+
+
+def test_runs_of_a_corpus_with_brackets_in_its_name_are_found(record, corpus, made):
+    config = RunConfig.from_dict({key: value for key, value in record.config.items() if key != "hash"})
+    home = record.path.parent
+    (job,) = pipeline._chain(dataclasses.replace(config, **OTHER), corpus, made)
+    folder = home.rename(home.with_name(f"notes [2]-s0-{record.config['hash'][:10]}"))
+    try:
+        found = pipeline._trained_alike(job._replace(folder=home.with_name(f"notes [2]-s0-{job.key[:10]}")))
+        assert found.path == folder / "record.json"
+    finally:
+        folder.rename(home)
+
+
+class Killed(BaseException):
+    pass
+
+
+COPIED = {".adapter.copy", ".model.copy", "adapter", "history.json", "trained_by.json"}
+
+
+@pytest.fixture(params=["adapter", "model"])
+def killed(request, record, monkeypatch):
+    """Settings and folder of a run that was killed when ``adapter`` or ``model`` was copied but for its name."""
+    settings = SAME | {"quantizers": ("rtn-int4-row",), "metrics": ("verbmem",)}
+    rename = Path.rename
+
+    def dies(self, target):
+        if Path(target).name == request.param:
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", dies)
+        with pytest.raises(Killed):
+            pipeline.run(**settings)
+    (folder,) = (path.parent for path in record.path.parents[1].glob(f"*/.{request.param}.copy"))
+    assert (folder / "history.json").is_file()
+    assert not (folder / "model").exists()
+    yield settings, folder
+    shutil.rmtree(folder)  # or it would be a source of models for the tests that follow
+
+
+def test_a_copy_that_was_killed_is_made_again(killed, record, monkeypatch):
+    settings, folder = killed
+    monkeypatch.setattr("qru.loop.fit", lambda *a, **k: pytest.fail("trained again"))
+    found = pipeline.run(**settings)
+    assert found.path.parent == folder
+    assert found.provenance["trained_by"]["run"] == record.run
+    assert found.cost["unlearn"] == record.cost["unlearn"]
+    for name in ("adapter", "model"):
+        source = {file.name: file.read_bytes() for file in (record.path.parent / name).iterdir()}
+        assert {file.name: file.read_bytes() for file in (folder / name).iterdir()} == source
+    assert not list(folder.glob(".*.copy"))
+
+
+def test_nothing_is_left_of_a_killed_copy_whose_source_is_gone(killed, record, monkeypatch):
+    settings, folder = killed
+    left = []
+    train = loop.fit
+
+    def fit(*arguments, **options):
+        left.append({path.name for path in folder.iterdir()})
+        left.append(json.loads((folder / "partial" / "cost.json").read_text()))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("qru.loop.fit", fit)
+    with model_gone(record):
+        found = pipeline.run(**settings)
+    names, stages = left
+    assert not names & COPIED
+    assert "unlearn" not in stages
+    assert "trained_by" not in found.provenance
+    seconds = sum(row["seconds"] for row in found.extra["history"])
+    assert found.cost["unlearn"]["seconds"] == pytest.approx(seconds, abs=1e-3)
+    assert seconds != sum(row["seconds"] for row in record.extra["history"])
+    loss, before = ([row["loss"] for row in one.extra["history"]] for one in (found, record))
+    assert loss == before
+
+
+def test_a_goal_that_would_never_be_looked_at_is_refused(made, corpus, training_stops):
+    goal = {"method": "ga", "forget_goal": 50.0, "epochs": 1, "scale": "smoke", "batch_size": 4} | OTHER
+    assert len(corpus.raw["forget"]) == 12
+    with pytest.raises(ValueError, match=r"check_steps is 4, but the run has 3 steps \(epochs 1, 3 steps each\)"):
+        pipeline.run(**goal, check_steps=4)
+    with pytest.raises(Trained):  # the last step is looked at
+        pipeline.run(**goal, check_steps=3)
 
 
 def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
