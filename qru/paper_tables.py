@@ -478,7 +478,7 @@ def table_cost(records: Sequence[Record]) -> Sheet:
         *([f"Measured on: {'; '.join(sorted(machines))}."] if machines else []),
     ]
     if taken := sum("trained_by" in record.provenance for record in records):
-        note.append(f"Trained once, and counted there: the models of {taken} runs that were only measured otherwise.")
+        note.append(f"{taken} run{'s' * (taken != 1)} took the model of another, where its training is counted.")
     heads = ("Runs", *measures.values())
     return Sheet(("Arm", "Stage"), (("", heads),), (Block("", tuple(groups)),), tuple(note))
 

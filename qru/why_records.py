@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,10 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from qru import compress, models, movement, paths, pipeline, records, why
+from qru import choose, compress, models, movement, paths, pipeline, records, why
 from qru.arms import tidy
 from qru.config import RunConfig
+from qru.corpora.corpus import registry as known_corpora
 from qru.prediction import predict
 from qru.records import Record, say
 from qru.registry import unknown
@@ -62,7 +65,8 @@ def collect(
     Args:
         corpora, methods, arms, seeds: of the comparison at equal forgetting; none given: the whole grid of the scale.
         scale: ``"mini"`` or ``"smoke"``, of which no record is committed and which therefore always runs.
-        rerun: show what was run on this machine, and run what is missing of ``parts``; else the committed records.
+        rerun: run what is missing of ``parts`` on this machine, and show its runs; of a part that is not asked for the
+            committed records are shown where they are more. Without it, the committed records of all parts are.
         parts: what ``rerun`` completes: ``"comparison"`` and names of ``PARTS``.
         keep: write the records of ``parts`` to ``KEPT``, for commit; needs ``rerun`` and the whole grid at mini.
 
@@ -70,17 +74,18 @@ def collect(
         Part -> records, in the order of its grid; a part may lack some or all, but the comparison has at least one.
 
     Raises:
-        ValueError: an unknown name, or ``keep`` of a part of a grid; before any work.
-        LookupError: there is no record of the comparison.
+        ValueError: an unknown name, a seed that is none or that the rates were chosen on, ``parts`` without ``rerun``,
+            or ``keep`` of a part of a grid; before any work.
+        LookupError: there is no record of the comparison, and it is not asked for; before any work, too.
     """
-    if scale not in models.SIZES:
-        raise unknown("scale of this experiment", scale, models.SIZES)
-    for part in parts:
-        if part not in (MAIN, *PARTS):
-            raise unknown("part", part, (MAIN, *PARTS))
-    asked = {"corpora": corpora, "methods": methods, "arms": whole_names(arms), "seeds": whole_numbers(seeds)}
-    asked = {name: tuple(values) for name, values in asked.items() if values}
+    if scale not in GRIDS:
+        raise unknown("scale of this experiment", scale, GRIDS)
     rerun = rerun or scale == "smoke"
+    check_parts(parts, rerun)
+    for corpus in corpora:
+        known_corpora[corpus]  # raises with the nearest
+    asked = {"corpora": corpora, "methods": methods, "arms": whole_names(arms), "seeds": whole_numbers(seeds)}
+    asked = {name: tuple(dict.fromkeys(values)) for name, values in asked.items() if values}
     if keep and (asked or not rerun or scale != "mini"):
         given = [*asked, *(["scale"] if scale != "mini" else []), *([] if rerun else ["rerun"])]
         raise ValueError(
@@ -89,24 +94,47 @@ def collect(
         )
     grids = {MAIN: why.grid(**GRIDS[scale] | asked, scale=scale)}
     grids |= {part: grid(scale) for part, grid in PARTS.items()}
+    stored = records.kept(KEPT) if scale == "mini" else []
+    if not rerun or MAIN not in parts:
+        known = [*stored, *(records.load_records() if rerun else [])]
+        if not of_grid(grids[MAIN], known):
+            raise LookupError(
+                "no record of the comparison that was asked for is among the committed ones"
+                f"{' or was made here' if rerun else ''}. Make them: {command(MAIN, scale, asked)}"
+            )
+    found = {part: of_grid(grid, stored) for part, grid in grids.items()}
     if rerun:
         pipeline.run_all([config for part in dict.fromkeys(parts) for config in grids[part]])
         tidy()
-    stored = records.load_records() if rerun else records.kept(KEPT)
-    found = {part: of_grid(grid, stored) for part, grid in grids.items()}
+        own = records.load_records()
+        made = {part: of_grid(grid, own) for part, grid in grids.items()}
+        for part, runs in made.items():
+            found[part] = runs if part in parts else max(runs, found[part], key=len)
     if keep:
-        compared = {record.run for record in found[MAIN]}
+        compared = {record.run for record in made[MAIN]}
         chosen = {record.run: record for part in parts for record in found[part]}
         for run, record in chosen.items():
             records.keep(with_layers(record), KEPT, (LAYERS,) if run in compared else ())
         drop_others([config for grid in grids.values() for config in grid])
         say(f"kept {len(chosen)} records in {KEPT}")
-    if not found[MAIN]:
-        raise LookupError(
-            "no record of the comparison that was asked for is among the committed ones. Make them: "
-            f"{command(MAIN)} (or make why)."
-        )
     return found
+
+
+def check_parts(parts: Sequence[str], rerun: bool) -> None:
+    """Refuse parts that do not exist, and parts that would not be run."""
+    for part in parts:
+        if part not in (MAIN, *PARTS):
+            raise unknown("part", part, (MAIN, *PARTS))
+    if rerun and not parts:
+        raise ValueError(
+            "parts is empty, so that rerun has nothing to complete: give some of "
+            f"{', '.join((MAIN, *PARTS))}, or leave rerun out."
+        )
+    if not rerun and set(parts) != {MAIN}:
+        raise ValueError(
+            f"parts is {list(parts)!r}, but they are what rerun completes, and rerun is not set. Set it, or leave "
+            "parts out: the committed records of all parts are shown."
+        )
 
 
 def committed(part: str = MAIN) -> list[Record]:
@@ -129,10 +157,19 @@ def whole_names(arms: Sequence[str]) -> list[str]:
 
 
 def whole_numbers(seeds: Sequence[int | str]) -> list[int]:
-    try:
-        return [int(seed) for seed in seeds]
-    except ValueError as error:
-        raise ValueError(f"seeds are {list(seeds)!r}; they must be whole numbers.") from error
+    """Seeds of the comparison; one that is no whole number, or that the rates were chosen on, is refused."""
+    out = []
+    for seed in seeds:
+        number = not isinstance(seed, bool) and re.fullmatch("[0-9]+", str(seed))
+        if not number:
+            raise ValueError(f"seeds are {list(seeds)!r}; they must be whole numbers, 0 or more, and {seed!r} is none.")
+        if int(seed) == choose.SEED:
+            raise ValueError(
+                f"seeds names {seed!r}, but on seed {choose.SEED} learning rates and λ were chosen (qru/choose.py), so "
+                f"that it is no test of them. Take others, such as {', '.join(map(str, why.SEEDS))}."
+            )
+        out.append(int(seed))
+    return out
 
 
 def of_grid(grid: Sequence[RunConfig], stored: Sequence[Record]) -> list[Record]:
@@ -171,8 +208,13 @@ def drop_others(declared: Sequence[RunConfig]) -> None:
             record.path.unlink()
 
 
-def command(part: str) -> str:
-    return f"papermill notebooks/04_why.ipynb runs/why.ipynb -p rerun True -p parts {part}"
+def command(part: str, scale: str = "mini", asked: Mapping[str, Sequence[object]] | None = None) -> str:
+    """What makes the records of a part, of all of the grid or of what of it was asked for."""
+    text = f"papermill notebooks/04_why.ipynb runs/why.ipynb -p rerun True -p parts {part}"
+    text += "" if scale == "mini" else f" -p scale {scale}"
+    for name, values in (asked or {}).items():  # a comma at the end, or one number would be no list
+        text += f" -p {name} {shlex.quote(''.join(f'{value},' for value in values))}"
+    return text
 
 
 def missing(part: str) -> Markdown:
@@ -182,10 +224,15 @@ def missing(part: str) -> Markdown:
 
 def announce(found: dict[str, list[Record]], scale: str) -> Markdown:
     """Say on the terminal and in the notebook how many records of each part were read, and where they are."""
-    folders = sorted({_place(record.path) for part in found.values() for record in part})
-    counted = [f"{MAIN} {len(found[MAIN])}"]
-    counted += [f"{part} {len(found[part])} of {len(grid(scale))}" for part, grid in PARTS.items()]
-    text = f"records: {', '.join(counted)}; in {', '.join(folders)}"
+    counted = {MAIN: f"{MAIN} {len(found[MAIN])}"}
+    counted |= {part: f"{part} {len(found[part])} of {len(grid(scale))}" for part, grid in PARTS.items()}
+    folders = {part: " and ".join(sorted({_place(record.path) for record in found[part]})) for part in counted}
+    where = sorted({folder for folder in folders.values() if folder})
+    if len(where) > 1:  # each part says its own
+        text = ", ".join(f"{said} in {folders[part]}" if folders[part] else said for part, said in counted.items())
+    else:
+        text = f"{', '.join(counted.values())}; in {where[0]}"
+    text = f"records: {text}"
     say(f"\n{text}")
     return Markdown(text)
 

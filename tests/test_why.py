@@ -3,6 +3,7 @@ bf16, 0.8 where it comes back, 1 by the target."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -237,7 +238,7 @@ def test_committed_records_are_shown_in_the_order_of_the_grid(kept, monkeypatch)
     found = why_records.collect(methods=["ga_klr"])
     assert [record.config["seed"] for record in found["comparison"]] == [0, 1]
     assert ran == []
-    with pytest.raises(LookupError, match="-p rerun True -p parts comparison"):
+    with pytest.raises(LookupError, match=r"-p rerun True -p parts comparison -p corpora news, -p methods ga_klr,$"):
         why_records.collect(corpora=["news"], methods=["ga_klr"])
 
 
@@ -277,16 +278,113 @@ def test_a_part_of_a_grid_is_not_kept(kept, change):
     ("change", "message"),
     [
         ({"arms": ["bf17"]}, "Did you mean 'bf16'"),
-        ({"seeds": ["one"]}, "whole numbers"),
+        ({"corpora": ["books", "bookz"]}, "unknown corpus 'bookz'. Did you mean 'books'"),
+        ({"methods": ["ga_kl"]}, "unknown method 'ga_kl'. Did you mean 'ga_klr'"),
+        ({"seeds": ["one"]}, "whole numbers, 0 or more, and 'one' is none"),
+        ({"seeds": [0, 1.5]}, r"seeds are \[0, 1.5\]; .* and 1.5 is none"),
+        ({"seeds": [True]}, "and True is none"),
+        ({"seeds": [None]}, "and None is none"),
+        ({"seeds": [-1]}, "and -1 is none"),
+        ({"seeds": ["0", "1000"]}, "seeds names '1000', but on seed 1000 learning rates and λ were chosen"),
         ({"scale": "muse"}, "mini"),
+        ({"scale": "mini-128x4"}, "unknown scale of this experiment 'mini-128x4'. Did you mean 'mini'"),
         ({"parts": ["dail"]}, "unknown part 'dail'"),
     ],
     ids=str,
 )
-def test_unknown_names_stop_before_any_work(kept, change, message):
+@pytest.mark.parametrize("rerun", [True, False])
+def test_unknown_names_stop_before_any_work(kept, change, message, rerun):
     with pytest.raises(ValueError, match=message):
-        why_records.collect(**{"rerun": True} | change)
+        why_records.collect(**{"rerun": rerun} | change)
     assert kept[1] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"parts": ["dial"]}, r"parts is \['dial'\], but they are what rerun completes, and rerun is not set"),
+        ({"parts": ["comparison", "dial"]}, "rerun is not set"),
+        ({"parts": []}, "rerun is not set"),
+        ({"parts": [], "rerun": True}, "nothing to complete: give some of comparison, dial"),
+        ({"parts": [], "scale": "smoke"}, "nothing to complete"),
+    ],
+    ids=str,
+)
+def test_parts_that_would_not_be_run_are_refused(kept, monkeypatch, given, message):
+    monkeypatch.setattr(why_records, "PARTS", {"dial": why.dial_grid})
+    with pytest.raises(ValueError, match=message):
+        why_records.collect(**given)
+    assert kept[1] == []
+
+
+def test_the_seed_that_is_refused_is_that_of_the_committed_search():
+    searched = records.read_json(ROOT / "paper" / "records" / "why" / "choice.json")["seed"]
+    with pytest.raises(ValueError, match="were chosen"):
+        why_records.whole_numbers([searched])
+    assert why_records.whole_numbers(["0", 2]) == [0, 2]
+
+
+def test_what_is_named_twice_is_run_once(kept, tmp_path):
+    asked = {"corpora": ["books"], "methods": ["ga_klr"], "arms": [BF16], "seeds": [0]}
+    as_run(why.configuration(BF16, "ga_klr"), tmp_path / "home")
+    twice = {name: values * 2 for name, values in asked.items()} | {"seeds": [0, "0"]}
+    found = why_records.collect(**twice, parts=["comparison"] * 2, rerun=True)
+    assert kept[1] == why.grid(**asked)
+    assert len(kept[1]) == 1
+    assert len(found["comparison"]) == 1
+
+
+def plateau(scale):
+    return [why.configuration(MASTER, "ga_klr", seed=seed, scale=scale) for seed in (5, 6)]
+
+
+def as_kept(config, folder):
+    """A committed record of a configuration."""
+    made = why_record(why.arm_of(config.to_dict()), seed=config.seed)
+    records.keep(dataclasses.replace(made, config=config.to_dict() | {"hash": "x"}), folder)
+
+
+def test_parts_that_are_not_asked_for_are_shown_from_the_committed_records(kept, tmp_path, monkeypatch):
+    """On a machine where nothing was run before, and then where a part of the comparison was."""
+    folder, _ = kept
+    home = tmp_path / "home"
+    grid = {"corpora": ("books",), "methods": ("ga_klr",), "arms": (BF16, LORA), "seeds": (0,)}
+    monkeypatch.setitem(why_records.GRIDS, "mini", grid)
+    dial = [why.configuration(BF16, "ga_klr", seed=7)]
+    monkeypatch.setattr(
+        why_records, "PARTS", {"dial": lambda scale: dial, "plateau": plateau, "size": lambda scale: dial[:0]}
+    )
+    for config in [*why.grid(**grid), *plateau("mini"), *dial]:
+        as_kept(config, folder)
+    monkeypatch.setattr(pipeline, "run_all", lambda configs: [as_run(one, home) for one in configs])
+
+    for _ in range(2):
+        found = why_records.collect(parts=["dial"], rerun=True)
+        places = {part: {record.path.is_relative_to(home) for record in runs} for part, runs in found.items()}
+        assert places == {"comparison": {False}, "dial": {True}, "plateau": {False}, "size": set()}
+        assert [len(runs) for runs in found.values()] == [2, 1, 2, 0]
+        monkeypatch.setattr(why_records.paths, "root", lambda: home)
+        assert why_records.announce(found, "mini").data == (
+            f"records: comparison 2 in `{folder}`, dial 1 of 1 in `runs`, plateau 2 of 2 in `{folder}`, size 0 of 0"
+        )
+        as_run(why.grid(**grid)[0], home)  # one of two is not shown in place of both
+
+    as_run(why.grid(**grid)[1], home)
+    found = why_records.collect(parts=["dial"], rerun=True)
+    assert {record.path.is_relative_to(home) for record in found["comparison"]} == {True}
+    found = why_records.collect()
+    assert not any(record.path.is_relative_to(home) for runs in found.values() for record in runs)
+
+
+@pytest.mark.parametrize("scale", ["mini", "smoke"])
+def test_a_comparison_that_nobody_made_is_missed_before_anything_is_run(kept, monkeypatch, scale):
+    folder, ran = kept
+    if scale == "smoke":  # of which no record is committed
+        as_kept(why.configuration(BF16, "ga_klr"), folder)
+    monkeypatch.setattr(why_records, "PARTS", {"plateau": plateau})
+    with pytest.raises(LookupError, match=r"or was made here\. Make them: .* -p rerun True -p parts comparison"):
+        why_records.collect(parts=["plateau"], scale=scale, rerun=True)
+    assert ran == []
 
 
 def test_a_comma_inside_a_name_does_not_cut_it():

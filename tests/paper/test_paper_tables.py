@@ -199,6 +199,21 @@ def test_costs_are_medians_over_runs():
     assert [cell.text for cell in score] == ["", "score, each precision", "3", "10.5", "", "500"]
 
 
+def test_a_training_that_several_runs_share_is_counted_once():
+    runs = [run(seed=seed) for seed in (0, 1)]
+    for record, seconds in zip(runs, (60.0, 600.0), strict=True):
+        record.cost["unlearn"] = {"seconds": seconds, "peak_memory_mb": 900.0}
+        record.cost["score bf16"] = {"seconds": 9.0, "peak_memory_mb": 500.0}
+    runs[1].provenance["trained_by"] = {"run": "another"}
+    taken = [slimmed(record) for record in runs]
+    assert cost_frame(taken)[["run", "stage", "seconds"]].to_numpy().tolist() == [
+        [taken[0].run, "unlearn", 60.0], [taken[0].run, "score", 9.0], [taken[1].run, "score", 9.0],
+    ]  # fmt: skip
+    sheet = table_cost(taken)
+    assert [cell.text for cell in sheet.rows[0][2:4]] == ["1", "60.0"]
+    assert sheet.note[-1] == "1 run took the model of another, where its training is counted."
+
+
 def test_numbers_as_they_are_written():
     assert [three_digits(v) for v in (1081.4, 385.4, 12.0, 6.424, 0.063, 0.0, 0.004)] == [
         "1,081", "385", "12.0", "6.42", "0.06", "0.00", "0.00",
