@@ -130,7 +130,8 @@ class RunConfig:
         forget_goal: stop at the first check where VerbMem and KnowMem (percent) of the stopping half of the
             forget examples are both at or under it; the other half is reported. ``None``: run all epochs.
         goal_metrics: which of the two the goal is for; ``None``: both.
-        check_steps: steps between two checks of the goal, at most as many as the run has; ``None``: half an epoch.
+        check_steps: steps between two looks at the goal; a shorter run is looked at when it ends. ``None``: half an
+            epoch.
         retain_weight: λ of the retain term; ignored by ``ga`` and ``npo`` alone.
         beta: NPO's inverse temperature.
         batch_size: forget documents a step; as many retain documents go along.

@@ -250,15 +250,6 @@ def test_nothing_is_left_of_a_killed_copy_whose_source_is_gone(killed, record, m
     assert loss == before
 
 
-def test_a_goal_that_would_never_be_looked_at_is_refused(made, corpus, training_stops):
-    goal = {"method": "ga", "forget_goal": 50.0, "epochs": 1, "scale": "smoke", "batch_size": 4} | OTHER
-    assert len(corpus.raw["forget"]) == 12
-    with pytest.raises(ValueError, match=r"check_steps is 4, but the run has 3 steps \(epochs 1, 3 steps each\)"):
-        pipeline.run(**goal, check_steps=4)
-    with pytest.raises(Trained):  # the last step is looked at
-        pipeline.run(**goal, check_steps=3)
-
-
 def test_a_damaged_record_is_made_again_from_what_is_there(record, monkeypatch):
     before = record.path.read_bytes()
     record.path.write_bytes(before[:100])

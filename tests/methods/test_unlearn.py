@@ -138,6 +138,14 @@ def test_the_goal_stops_training(made, corpus, tokenizer):
     assert len(seen) == 3
 
 
+def test_a_run_shorter_than_the_time_between_looks_is_looked_at_when_it_ends(made, corpus, tokenizer):
+    short = config(method="ga", epochs=1, forget_goal=25.0, check_steps=1000)
+    score = {"verbmem": 20.0, "knowmem": 5.0}
+    _, history = unlearned(made, corpus, tokenizer, short, forget_score=lambda model: score)
+    assert history[-1]["stopped"]
+    assert all("verbmem" not in row for row in history[:-1])
+
+
 @pytest.mark.parametrize("mirrored", [True, False], ids=["fp32 tensors of bf16 values", "bf16 tensors"])
 def test_the_bf16_arm_steps_as_adamw_does_on_bf16_tensors(mirrored):
     """On a CPU the arm's weights are mirrored in fp32, on a GPU they are bf16: plain AdamW on bf16, to the bit."""
