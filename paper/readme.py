@@ -86,9 +86,10 @@ def kernel(folder: Path) -> str:
 
 def why() -> str:
     """The finding, and what it depends on."""
+    compared = why_records.committed()
     others = [record for part in ("dial", "plateau", "size") for record in why_records.committed(part)]
-    beside = [paper_words.usual_beta2(why_records.committed("beta2")), *paper_words.elsewhere(others)]
-    return f"{paper_words.finding(why_records.committed())}\n\n{' '.join(filter(None, beside))}"
+    beside = [paper_words.usual_beta2(why_records.committed("beta2")), *paper_words.elsewhere(others, compared)]
+    return f"{paper_words.finding(compared)}\n\n{' '.join(filter(None, beside))}"
 
 
 def rewritten(page: str, found: Sequence[records.Record]) -> str:

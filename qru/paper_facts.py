@@ -121,7 +121,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "evaluation": paper_words.evaluation(load_evaluations(shown["tables/evaluation"])),
         "cost": paper_words.cost(_records(shown["tables/cost"])),
         "missing": paper_words.missing(compared),
-        "elsewhere": paper_words.elsewhere(_unique([*parts["dial"], *parts["plateau"], *parts["size"]])),
+        "elsewhere": paper_words.elsewhere([*parts["dial"], *parts["plateau"], *parts["size"]], compared),
         "shown": sorted(shown),
         "captions": _captions(parts, requests, kernels, shown),
         "settings": {"tables": settings(tabled), "why": settings(compared)},

@@ -100,9 +100,8 @@ def family_returns(found: Sequence[Record]) -> dict[str, str]:
             continue
         edges = [(None, rows)] if rows["edge"].isna().all() else list(rows.groupby("edge"))
         told = [_returned(part, None if len(edges) == 1 else edge) for edge, part in edges]
-        out[family] = (
-            f"{words}{told[0]}" if len(edges) == 1 else f"{words}, the forgotten text comes back {listed(told)}"
-        )
+        alone = len(edges) == 1
+        out[family] = f"{words}{told[0]}" if alone else f"{words}, the forgotten text comes back {'; '.join(told)}"
     return out
 
 
@@ -379,18 +378,25 @@ def missing(found: Sequence[Record], quantizer: str = MAIN_GRID) -> dict[str, st
     return {"plain": plain, "knowledge": knowledge, "overlap": overlap}
 
 
-def elsewhere(found: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
+def _trained(record: Record) -> str:
+    """What a run's training depends on: parts of the experiment may measure one training in two ways."""
+    return repr({k: v for k, v in sorted(record.config.items()) if k not in ("hash", "metrics", "quantizers")})
+
+
+def elsewhere(found: Sequence[Record], compared: Sequence[Record] = (), quantizer: str = MAIN_GRID) -> list[str]:
     """Does text come back under plain 4-bit groups at other rates and sizes, where a dead zone is?
 
     Args:
         found: of the parts beside the comparison that change rate or size.
+        compared: of the comparison, whose runs are no further ones.
         quantizer: that is spoken of.
 
     Returns:
         How many; which, with their shares; and what is regained of runs that missed the goal and are not counted.
     """
     rows = []
-    for record in found:
+    known = {_trained(record) for record in compared}
+    for record in {_trained(record): record for record in found if _trained(record) not in known}.values():
         table = why_verdict.outcomes([record])
         rows += table[(table["quantizer"] == quantizer) & table["edge"].notna()].to_dict("records")
     counted_in = [row for row in rows if row["back"] is not None]

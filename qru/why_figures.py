@@ -137,7 +137,7 @@ def arms(table: pd.DataFrame, measure: str = "text") -> Figure:
     limits, gutter = share_limits(table[value])
     with printing():
         figure, axes = plt.subplots(
-            len(corpora), len(quantizers), squeeze=False, sharex=True, sharey=True, layout="constrained",
+            len(corpora), len(quantizers), squeeze=False, sharex=True, sharey="row", layout="constrained",
             figsize=(max(4.6, PAGE - 1.08 * (5 - len(quantizers))), 1.15 + len(corpora) * (0.3 + 0.3 * len(names))),
         )  # fmt: skip
         for row, corpus in zip(axes, corpora, strict=True):
@@ -149,8 +149,8 @@ def arms(table: pd.DataFrame, measure: str = "text") -> Figure:
                 draw_shares(ax, shown, measure, methods, height, limits, gutter)
             row[0].set_ylabel(corpus, fontweight="bold")
             name_arms(row[0], names, table[table["corpus"] == corpus])
-        row[0].set_xlim(limits)
-        row[0].set_ylim(len(names) - 0.5, -0.5)
+            row[0].set_ylim(len(names) - 0.5, -0.5)
+        axes[0, 0].set_xlim(limits)
         seeds = table.groupby(["corpus", "method", "arm", "quantizer"])["seed"].nunique()
         wide = len(quantizers) > 2
         figure.supxlabel(
@@ -226,7 +226,10 @@ def over(ax: Axes, text: str, colour: str, at: float = 0.0) -> None:
 
 def name_arms(ax: Axes, names: Sequence[str], table: pd.DataFrame) -> None:
     """Names of the arms in their family's colour, with the size under which their weights can move."""
-    edges = {arm: span(table.loc[table["arm"] == arm, "edge"]) for arm in names}
+    edges = {}
+    for arm in names:
+        known = sorted(table.loc[table["arm"] == arm, "edge"].dropna().unique())
+        edges[arm] = " or ".join(map(of_arms, known))
     ax.set_yticks(range(len(names)), [arm + (f"\nmoves |w| < {edges[arm]}" if edges[arm] else "") for arm in names])
     for label, arm in zip(ax.get_yticklabels(), names, strict=True):
         label.set_color(ARMS[arm][0])

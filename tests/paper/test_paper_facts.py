@@ -55,7 +55,7 @@ def test_returns_are_told_apart_by_the_edge(runs):
         known["edge"] = 2.0**-6
     still = paper_words.family_returns([*runs, wider])["full rank with a dead zone"]
     assert "comes back where only weights under 0.0039 can move (2 runs) under int3 g128 in 2 of 2" in still
-    assert "and where only weights under 0.016 can move (1 run) under int3 g128 in 1 of 1" in still
+    assert "; where only weights under 0.016 can move (1 run) under int3 g128 in 1 of 1" in still
 
 
 def test_the_finding_is_two_sentences_whichever_way_it_falls(runs):
@@ -161,6 +161,8 @@ def test_plain_groups_in_other_parts(runs):
     assert "Among 2 further runs" in count
     assert count.endswith("int4 g128 in 1.")
     assert re.search(r"there: books, rate 1\.3e−5, edge 0\.0039, 400 steps: 75 \[7\d, 7\d\] %\.", which)
+    assert "Among 1 further run " in paper_words.elsewhere([why_record(BF16, seed=3)] * 2, runs)[0]
+    assert "Among 0 further runs" in paper_words.elsewhere(runs, runs)[0]
     count, missed = paper_words.elsewhere([why_record(BF16, back=(INT4,), reached=False)])
     assert "Among 0 further runs" in count
     assert re.search(r"Not counted, .* 75 \[7\d, 7\d\] %, from VerbMem 20 in bf16", missed)
