@@ -775,7 +775,8 @@ def cost(records: Sequence[Record]) -> str:
     frame = cost_frame(records)
     if frame.empty:
         return "No cost was recorded."
-    minutes = frame.groupby("run")["seconds"].sum() / 60
+    trained = frame[frame["run"].isin(frame.loc[frame["stage"] == "unlearn", "run"])]  # others took a run's model
+    minutes = trained.groupby("run")["seconds"].sum() / 60
     training = frame[frame["stage"] == "unlearn"]["seconds"].sum() / frame["seconds"].sum()
     return (
         f"A run takes {number(minutes.median(), 1)} minutes in the median ({span(minutes, 1)}; "

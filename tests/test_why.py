@@ -14,6 +14,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from qru import pipeline, records, why, why_records, why_verdict
+from qru.config import RunConfig
+from qru.defaults import GOAL, resolve
 from tests.notebooks.test_notebooks import ROOT
 from tests.synthetic import why_record
 
@@ -416,3 +418,14 @@ def test_the_notebook_names_every_arm():
     cells = nbformat.read(ROOT / "notebooks" / "04_why.ipynb", as_version=4).cells
     rows = [line.split(" | ")[0].strip("| ") for cell in cells for line in cell.source.splitlines() if line[:2] == "| "]
     assert [row for row in rows if row in why.ARMS] == list(why.ARMS)
+
+
+def test_the_rates_are_those_of_the_last_attempts_on_record():
+    found = records.read_json(why_records.KEPT.parent / "choice.json")
+    last = {(t["corpus"], t["method"], t["adapter"]): t for t in found["tried"]}
+    assert set(last) == {(c, m, a) for c in why.CORPORA for m in why.METHODS for a in ("full", "lora")}
+    for (corpus, method, adapter), attempt in last.items():
+        assert attempt["verbmem"] <= GOAL
+        taken = resolve(RunConfig(corpus=corpus, method=method, adapter=adapter))
+        assert (taken.learning_rate, taken.retain_weight) == (attempt["learning_rate"], attempt["retain_weight"])
+    assert found["seed"] not in why.SEEDS
