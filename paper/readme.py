@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qru import budget, figures, kernel_record, paper_words, records, why_records
+from qru import budget, figures, kernel_record, paper_words, records, why_sheets
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
@@ -42,7 +42,7 @@ def block(name: str, text: str, page: str) -> str:
 
 def measured(timings: dict) -> str:
     """The table of what was measured, from ``paper/records/timings.json`` and the runs of ``make why``."""
-    books = [record for record in why_records.committed() if record.config["corpus"] == "books"]
+    books = [record for record in why_sheets.parts()["comparison"] if record.config["corpus"] == "books"]
     minutes = sum(stage["seconds"] for record in books for stage in record.cost.values()) / 60
     told = f"`make why` after the models: {len(books)} runs, two at a time, by their records; other work running"
     again = {"what": told, "measured": f"{minutes / 2:.0f} min"}
@@ -90,10 +90,10 @@ def kernel(folder: Path) -> str:
 
 def why() -> str:
     """The finding, and what it depends on."""
-    compared = why_records.committed()
-    others = [record for part in ("dial", "plateau", "size") for record in why_records.committed(part)]
-    beside = [paper_words.usual_beta2(why_records.committed("beta2")), *paper_words.elsewhere(others, compared)]
-    return f"{paper_words.finding(compared)}\n\n{' '.join(filter(None, beside))}"
+    parts = why_sheets.parts()
+    others = [*parts["dial"], *parts["plateau"], *parts["size"]]
+    beside = [paper_words.usual_beta2(parts["beta2"]), *paper_words.elsewhere(others, parts["comparison"])]
+    return f"{paper_words.finding(parts['comparison'])}\n\n{' '.join(filter(None, beside))}"
 
 
 def rewritten(page: str, found: Sequence[records.Record]) -> str:

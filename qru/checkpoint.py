@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from qru.records import read_json, say
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
 WEIGHTS = ("config.json", "generation_config.json", "chat_template*", "model*.safetensors", "model*.index.json")
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HASHED = 1 << 22  # bytes of a file at a time
 # Cut differently by tokenizers that share a vocabulary but not their rules: spaces, digits, bytes, quotes, case.
 PROBE = "The wolf's 1984 letters — “naïve café”,\n\n\tTwo  spaces, 12,345.6 and ÅNGSTRÖM; x_y = f(z)?　再見 🦊"
 
@@ -112,8 +115,8 @@ def check_files(folder: Path, role: str) -> None:
                 f"{where} lacks {', '.join(missing)}, {len(missing)} of the {len(named)} files that {INDEX} names: "
                 "copy or download it again."
             )
-    elif (folder / "model.safetensors").is_file():
-        named = ["model.safetensors"]
+    elif (folder / SINGLE).is_file():
+        named = [SINGLE]
     else:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f" It has {pickled[0]}: pickled files can run any code and are not read." if pickled else ""
@@ -248,11 +251,19 @@ def content_digest(folder: Path) -> str:
     """SHA-256 over what makes a checkpoint or tokenizer: configuration, weights and tokenizer, by name and content."""
     patterns = (*WEIGHTS, *BESIDE)
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    found = {}
-    for path in files:
-        with open(path, "rb") as file:
-            content = hashlib.sha256()
-            while piece := file.read(1 << 22):
-                content.update(piece)
-        found[path.name] = content.hexdigest()
-    return digest(found)
+    return digest({path.name: file_sha256(path) for path in files})
+
+
+def file_sha256(
+    path: Path, start: int = 0, stop: int | None = None, given_up: threading.Event | None = None
+) -> str | None:
+    """SHA-256 of a file, or of its bytes from ``start`` to ``stop``; ``None`` once ``given_up`` is set."""
+    found, left = hashlib.sha256(), math.inf if stop is None else stop - start
+    with open(path, "rb") as file:
+        file.seek(start)
+        while piece := file.read(min(left, HASHED)):
+            if given_up is not None and given_up.is_set():
+                return None
+            found.update(piece)
+            left -= len(piece)
+    return found.hexdigest()

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from qru.checkpoint import INDEX, file_sha256
 from qru.counts import survival, total
 from qru.ops import QuantSpec, merge_quantize
 from qru.ops.grid import grid_of, group_width
-from qru.peft_adapter import Adapter, into_digest, is_adapter, merged, open_adapter, update_of
+from qru.peft_adapter import CONFIG_FILE, Adapter, into_digest, is_adapter, merged, open_adapter, update_of
 from qru.records import provenance
-from qru.shards import Shards, linear_layers_of, stream
+from qru.shards import Shards, linear_layers_of, same_layers, stream
 
 # Conventions, ours. A projection under the first: the update to a layer died. At least the second, over all layers and
 # under every grid asked for: the update survives ("holds").
@@ -35,7 +36,6 @@ STILL = 0.5  # share of weights that did not move at all, from which the reading
 LOWEST, HIGHEST = -12, 3
 SAMPLED = 1 << 16  # weights of a layer that the distribution of |ΔW|/s is taken from, in evenly spaced rows
 COMPARED = 1 << 20  # numbers of a tensor that is not quantized that are compared at a time: they stay in the cache
-HASHED = 1 << 22  # bytes of a file at a time
 
 
 def audit_checkpoint(
@@ -81,7 +81,7 @@ def audit_checkpoint(
     folders = [*([unlearned] if is_adapter(unlearned) else []), *adapters]
     merging = [open_adapter(folder, shapes) for folder in folders]
     after = None if is_adapter(unlearned) else Shards(unlearned, "UNLEARNED")
-    after_layers = {} if after is None else _same_layers(before, layers, after)
+    after_layers = {} if after is None else same_layers(before, layers, after)
     _check_groups(shapes, specs)
 
     found = {spec.name: {} for spec in specs}
@@ -98,7 +98,7 @@ def audit_checkpoint(
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as reader:
         files = _files(before, after, merging)
         given_up = threading.Event()
-        hashed = [reader.submit(_sha256, path, given_up) if digests else None for path in files]
+        hashed = [reader.submit(file_sha256, path, given_up=given_up) if digests else None for path in files]
         try:
             with tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress) as bar:
                 todo = iter([*layers, *shared])
@@ -251,22 +251,6 @@ def _check_groups(shapes: dict[str, tuple[int, int]], specs: Sequence[QuantSpec]
             group_width(shape, spec, layer)
 
 
-def _same_layers(before: Shards, layers: dict[str, str], after: Shards) -> dict[str, str]:
-    """The layers of the checkpoint after; refused where they are not those of the base."""
-    theirs = linear_layers_of(after)
-    for layer in [*layers, *(layer for layer in theirs if layer not in layers)]:
-        pair = (
-            before.shape(layers[layer]) if layer in layers else None,
-            after.shape(theirs[layer]) if layer in theirs else None,
-        )
-        if pair[0] != pair[1]:
-            raise ValueError(
-                f"layer {layer} is {pair[0]} in {before.folder} and {pair[1]} in {after.folder}: these are not the "
-                "same architecture. Give the model that the update started from."
-            )
-    return theirs
-
-
 def _both(
     layer: str, weight: torch.Tensor, after: torch.Tensor | None, adapters: list[Adapter]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -375,18 +359,8 @@ def _files(before: Shards, after: Shards | None, adapters: list[Adapter]) -> lis
     found = []
     for side in (before, after):
         if side is not None:
-            beside = (side.folder / "config.json", side.folder / "model.safetensors.index.json")
+            beside = (side.folder / "config.json", side.folder / INDEX)
             found += [*(path for path in beside if path.is_file()), *side.files]
     for adapter in adapters:
-        found += [adapter.folder / "adapter_config.json", adapter.file.path]
+        found += [adapter.folder / CONFIG_FILE, adapter.file.path]
     return list(dict.fromkeys(found))
-
-
-def _sha256(path: Path, given_up: threading.Event) -> str | None:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(HASHED):
-            if given_up.is_set():
-                return None
-            found.update(piece)
-    return found.hexdigest()

@@ -26,6 +26,7 @@ LATER = (
     "target", "retrained", "tokenizer", "chat_template", "forget_set",
     "moments", "rounding", "adam_beta2", "check_steps", "goal_metrics", "metrics",
 )  # fmt: skip
+MEASURING = frozenset({"metrics", "quantizers"})  # fields that training does not depend on
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 
 

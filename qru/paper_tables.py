@@ -205,6 +205,11 @@ def listed(words: Sequence[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def counted(count: int, one: str, more: str | None = None) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 def seed_note(by_cell: Mapping[Place, Sequence[Record]], range_as: str = "") -> list[str]:
     """Which seeds the means are over, and where one is missing."""
     seeds = sorted({record.config["seed"] for found in by_cell.values() for record in found})

@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from qru import kernel_record, models, why, why_verdict
+from qru.config import MEASURING
 from qru.defaults import BETA2
 from qru.optimizers import largest_step
 from qru.paper_figures import chosen_row, grid_frame
-from qru.paper_tables import arm_name, cost_frame, listed
+from qru.paper_tables import arm_name, cost_frame, counted, listed
 from qru.prediction import HIDDEN, scored
 from qru.records import Record
 from qru.reported import reported
@@ -45,10 +46,6 @@ def sentence(text: str) -> str:
     """With a capital, where a sentence begins with a word, and a full stop."""
     text = (text[:1].upper() if text[:1].isascii() else text[:1]) + text[1:]
     return text if text.endswith(".") else f"{text}."
-
-
-def counted(count: int, one: str, more: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def span(values: Iterable[float], digits: int = 0, unit: str = "") -> str:
@@ -380,7 +377,7 @@ def missing(found: Sequence[Record], quantizer: str = MAIN_GRID) -> dict[str, st
 
 def _trained(record: Record) -> str:
     """What a run's training depends on: parts of the experiment may measure one training in two ways."""
-    return repr({k: v for k, v in sorted(record.config.items()) if k not in ("hash", "metrics", "quantizers")})
+    return repr({k: v for k, v in sorted(record.config.items()) if k not in {"hash", *MEASURING}})
 
 
 def elsewhere(found: Sequence[Record], compared: Sequence[Record] = (), quantizer: str = MAIN_GRID) -> list[str]:
@@ -577,7 +574,7 @@ def sizes(found: Sequence[Record]) -> list[str]:
 def met(record: Record) -> bool | None:
     """Did a run reach its forgetting goal? ``None``: it had none."""
     history = record.extra.get("history")
-    return None if record.config.get("forget_goal") is None or not history else bool(history[-1].get("stopped"))
+    return None if record.config.get("forget_goal") is None or not history else why.reached(record)
 
 
 def returns(records: Sequence[Record], quantizers: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qru import compress, forget_sets, inputs, launch, loop, models, paths, processes, records, scoring, verdict
-from qru.config import WHOLE, RunConfig, digest, stepped
+from qru.config import MEASURING, WHOLE, RunConfig, digest, stepped
 from qru.corpora import Corpus
 from qru.cost import Clock
 from qru.defaults import note
@@ -254,13 +254,10 @@ def _run(job: Job) -> None:
         say(f"record: {folder / 'record.json'}")
 
 
-MEASURING = frozenset({"metrics", "quantizers"})  # settings that training does not depend on
-
-
 def _origins(job: Job) -> dict[str, Any]:
     """What a run was made from, as its provenance says it."""
-    models_ = {name: job.made.identity(name) for name in ("base", "target", "retrained", "tokenizer")}
-    return {"compute": loop.computed_as(), "corpus": job.corpus.fingerprint, "models": models_}
+    made = {name: job.made.identity(name) for name in ("base", "target", "retrained", "tokenizer")}
+    return {"compute": loop.computed_as(), "corpus": job.corpus.fingerprint, "models": made}
 
 
 def _trained_alike(job: Job) -> Record | None:
@@ -268,6 +265,7 @@ def _trained_alike(job: Job) -> Record | None:
     if job.config.forget_set != WHOLE:
         return None  # each request starts from the one before: they are told apart by their folders alone
     settings = {k: v for k, v in job.config.to_dict().items() if k not in {*MEASURING, *models.ROLES, "corpus"}}
+    origins = _origins(job)
     alike = glob.escape(job.folder.name.removesuffix(job.key[:10]))  # a corpus may be called anything
     for folder in sorted(job.folder.parent.glob(f"{alike}*")):
         if folder == job.folder or not (folder / "record.json").is_file() or not (folder / "model").is_dir():
@@ -275,7 +273,7 @@ def _trained_alike(job: Job) -> Record | None:
         with contextlib.suppress(ValueError):  # a damaged record is named where it is asked for
             record = records.load_record(folder)
             same = all(name in record.config and record.config[name] == value for name, value in settings.items())
-            if same and _origins(job).items() <= record.provenance.items() and "trained_by" not in record.provenance:
+            if same and origins.items() <= record.provenance.items() and "trained_by" not in record.provenance:
                 return record
     return None
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from qru.checkpoint import INDEX, check_files, configuration
+from qru.checkpoint import INDEX, SINGLE, check_files, configuration
 from qru.models import in_layers, layer_shapes
 from qru.tensor_file import AGAIN, TensorFile, contained, open_file, parse_json
 
-SINGLE = "model.safetensors"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -186,6 +185,31 @@ def linear_layers_of(shards: Shards | Path | str, role: str = "checkpoint") -> d
             )
         found[layer] = wanted
     return found
+
+
+def same_layers(before: Shards, layers: dict[str, str], after: Shards) -> dict[str, str]:
+    """The layers of the checkpoint after an update, as ``linear_layers_of`` gives them.
+
+    Args:
+        before: the checkpoint that the update started from.
+        layers: its layers.
+        after: the checkpoint after.
+
+    Raises:
+        ValueError: they are not those of the base (names the first that differs and both shapes).
+    """
+    theirs = linear_layers_of(after)
+    for layer in [*layers, *(layer for layer in theirs if layer not in layers)]:
+        pair = (
+            before.shape(layers[layer]) if layer in layers else None,
+            after.shape(theirs[layer]) if layer in theirs else None,
+        )
+        if pair[0] != pair[1]:
+            raise ValueError(
+                f"layer {layer} is {pair[0]} in {before.folder} and {pair[1]} in {after.folder}: these are not the "
+                "same architecture. Give the model that the update started from."
+            )
+    return theirs
 
 
 def _tail(name: str) -> str:

@@ -22,23 +22,22 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from qru.checkpoint import BESIDE, TOKENIZER_FILES
+from qru.checkpoint import BESIDE, TOKENIZER_FILES, file_sha256
 from qru.config import digest
 from qru.counts import survival, total
 from qru.formats import KEPT_DTYPES, Format, Part, Plan, Source, formats
 from qru.models import without_weights
 from qru.ops import QuantSpec
-from qru.peft_adapter import Adapter, into_digest, open_adapter, update_of
+from qru.peft_adapter import CONFIG_FILE, Adapter, into_digest, open_adapter, update_of
 from qru.quantizers import Update
 from qru.records import fsync_folder, read_json, write_json
 from qru.registry import unknown
-from qru.shards import Shards, contained, linear_layers_of, stream
+from qru.shards import Shards, contained, linear_layers_of, same_layers, stream
 from qru.ship_card import AUDIT, CARD, CERTIFICATE, card
 
 COPIED = ("generation_config.json", "chat_template*")
 PART_BYTES = 1 << 30
 PROGRESS, LOCK, GROWING = "progress.json", "lock", "checkpoint"  # what the hidden folder holds
-REREAD_AT_ONCE = 1 << 22
 
 
 class Inputs(NamedTuple):
@@ -132,14 +131,7 @@ def open_inputs(base, adapter, weights) -> Inputs:
     after, after_layers = None, {}
     if weights is not None:
         after = Shards(weights, "weights")
-        after_layers = linear_layers_of(after)
-        theirs = {layer: after.shape(name) for layer, name in after_layers.items()}
-        for layer in [*shapes, *theirs]:
-            if shapes.get(layer) != theirs.get(layer):
-                raise ValueError(
-                    f"layer {layer} is {shapes.get(layer)} in {before.folder} and {theirs.get(layer)} in "
-                    f"{after.folder}: these are not the same architecture. Give the model that the update started from."
-                )
+        after_layers = same_layers(before, layers, after)
     home, taken = (before, layers) if after is None else (after, after_layers)
     sources = [Source(name, home.shape(name), home.dtype(name), layer) for layer, name in taken.items()]
     quantized = set(taken.values())
@@ -178,7 +170,7 @@ def job(inputs: Inputs, format: str, grid: str, plan: Plan) -> str:
     """What is written, by what it is made from: parts of another job are no parts of this one."""
     sides = [inputs.base] if inputs.after is None else [inputs.base, inputs.after]
     files = [path for side in sides for path in side.files]
-    files += [path for one in inputs.adapters for path in (one.file.path, one.folder / "adapter_config.json")]
+    files += [path for one in inputs.adapters for path in (one.file.path, one.folder / CONFIG_FILE)]
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     parts = [(part.file, part.start, part.stop, hashlib.sha256(part.lead).hexdigest()) for part in plan.parts]
     small = {name: hashlib.sha256(content).hexdigest() for name, content in plan.files.items()}
@@ -391,14 +383,7 @@ def sha256_of(path: Path, part: Part) -> str | None:
     """SHA-256 of a part's bytes; None if the file is not there or ends before it does."""
     if not path.is_file() or path.stat().st_size < part.stop:
         return None
-    found, left = hashlib.sha256(), part.stop - part.start
-    with open(path, "rb") as file:
-        file.seek(part.start)
-        while left:
-            piece = file.read(min(left, REREAD_AT_ONCE))
-            found.update(piece)
-            left -= len(piece)
-    return found.hexdigest()
+    return file_sha256(path, part.start, part.stop)
 
 
 def write_beside(inputs: Inputs, plan: Plan, result: dict[str, Any], folder: Path, format: str) -> None:
@@ -422,7 +407,7 @@ def write_beside(inputs: Inputs, plan: Plan, result: dict[str, Any], folder: Pat
         result,
         base=inputs.base.folder.name,
         weights=inputs.after.folder.name if inputs.after else None,
-        adapters=[(one.folder.name, sha256_of_file(one.file.path)) for one in inputs.adapters],
+        adapters=[(one.folder.name, file_sha256(one.file.path)) for one in inputs.adapters],
         certificate=files.get(CERTIFICATE),
     ).encode()
     expected = {part.file for part in plan.parts} | set(files)
@@ -449,7 +434,3 @@ def copied(inputs: Inputs) -> list[Path]:
     reader = home if any((home / name).is_file() for name in TOKENIZER_FILES) else base
     found = {path.name: path for folder in (base, home) for path in matching(folder, COPIED, "checkpoint")}
     return [*found.values(), *matching(reader, BESIDE, "tokenizer")]
-
-
-def sha256_of_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

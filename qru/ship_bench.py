@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from qru.checkpoint import INDEX
 from qru.formats.layout import Entry, header
 from qru.models import layer_shapes, quiet
 from qru.ops import QuantSpec, merge_quantize, merge_quantize_ref
@@ -83,7 +84,7 @@ def make_input(folder: Path, shape: str, rank: int) -> None:
         write_tensors(base / name, group, drawn)
     placed = {entry.name: name for name, group in zip(names, groups, strict=True) for entry in group}
     index = {"metadata": {"total_size": sum(entry.bytes for entry in entries)}, "weight_map": placed}
-    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (base / INDEX).write_text(json.dumps(index))
     adapter.mkdir()
     prefix = "base_model.model."
     factors = []

@@ -43,7 +43,7 @@ def card(
     lines = [
         "---", "tags:", "- quantized", f"- {result['format']}", "---", "",
         f"# {weights or (adapters[-1][0] if adapters else base)}, {result['grid']}", "",
-        f"Made by [qru](https://arxiv.org/abs/2602.13151) `quantize`. {LOADING[result['format']]}", "",
+        f"Made by `qru quantize`. {LOADING[result['format']]}", "",
         *table(("", ""), rows), "", "## What quantization did to the update", "",
     ]  # fmt: skip
     if counts["moved"] == 0:

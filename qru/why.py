@@ -160,9 +160,14 @@ def size_grid(scale: str = "mini") -> list[RunConfig]:
     ]
 
 
+def reached(record: Record) -> bool:
+    """Whether a run met the forgetting goal."""
+    return bool(record.extra["history"][-1].get("stopped"))
+
+
 def met(found: Iterable[Record]) -> list[Record]:
     """Runs that met the forgetting goal."""
-    return [record for record in found if record.extra["history"][-1].get("stopped")]
+    return list(filter(reached, found))
 
 
 def arm_of(config: dict[str, Any]) -> str:
@@ -196,7 +201,7 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
         run = {
             "corpus": config["corpus"], "method": config["method"], "arm": arm_of(config), "seed": config["seed"],
             "learning_rate": config["learning_rate"], "retain_weight": config["retain_weight"],
-            "steps": history[-1]["step"] + 1, "reached": bool(history[-1].get("stopped")),
+            "steps": history[-1]["step"] + 1, "reached": reached(record),
             "run": record.run,
         }  # fmt: skip
         unlearned, target = record.scores["unlearned"], record.scores["target"]
@@ -281,7 +286,6 @@ def over_seeds(records: Sequence[Record], metric: str = "verbmem") -> pd.DataFra
             before = mean("unlearned", "bf16")
             found = recovered_share(before, mean("unlearned", quantizer), mean("target", quantizer))
             values = (found["value"], *found["ci"]) if found["defined"] else (math.nan,) * 3
-            reached = sum(bool(run.extra["history"][-1].get("stopped")) for run in runs)
-            rows.append((*cell, quantizer, *values, len(runs), reached, len(before)))
+            rows.append((*cell, quantizer, *values, len(runs), len(met(runs)), len(before)))
     columns = ["corpus", "method", "arm", "quantizer", "share", "low", "high", "seeds", "reached", "examples"]
     return pd.DataFrame(rows, columns=columns)

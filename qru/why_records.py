@@ -137,13 +137,6 @@ def check_parts(parts: Sequence[str], rerun: bool) -> None:
         )
 
 
-def committed(part: str = MAIN) -> list[Record]:
-    """The committed records of a part of the experiment at mini; none if there are none."""
-    stored = records.kept(KEPT)
-    grid = why.grid(**GRIDS["mini"]) if part == MAIN else PARTS[part]("mini")
-    return of_grid(grid, stored) if stored else []
-
-
 def whole_names(arms: Sequence[str]) -> list[str]:
     """Arms as they are called; a comma inside a name has cut it in two where ``-p`` carried the list as text."""
     out: list[str] = []

@@ -10,6 +10,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from qru import why
+from qru.paper_tables import counted, listed
 from qru.prediction import scored
 from qru.records import Record, say
 from qru.tables import METRICS, with_interval
@@ -42,7 +43,7 @@ def outcomes(found: Iterable[Record]) -> pd.DataFrame:
 
 def _risen(record: Record, metric: str) -> pd.Series:
     """Of each quantizer: ``True``, ``False`` or ``None``."""
-    reached = bool(record.extra["history"][-1].get("stopped"))
+    reached = why.reached(record)
     shares = [record.extra["recovered"][quantizer] for quantizer in record.crossings]
     return pd.Series(
         [
@@ -76,7 +77,7 @@ def _share_of(rows: pd.DataFrame) -> str:
     """``11 of 12 runs, median 88 %`` of the forgotten text."""
     back = rows["back"].astype(bool)
     share = rows.loc[back, "text_regained"].median()
-    return f"{back.sum()} of {_count(len(rows), 'run', 'runs')}, median {share:.0f} %"
+    return f"{back.sum()} of {counted(len(rows), 'run')}, median {share:.0f} %"
 
 
 def size(table: pd.DataFrame) -> str:
@@ -84,22 +85,18 @@ def size(table: pd.DataFrame) -> str:
     seeds = table.groupby(["corpus", "method", "arm"])["seed"].nunique()
     many = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     words = {"arm": ("arm", "arms"), "method": ("method", "methods"), "corpus": ("corpus", "corpora")}
-    counted = [_count(table[column].nunique(), *names) for column, names in words.items()]
-    return ", ".join([*counted, f"{many} {'seed' if many == '1' else 'seeds'}"])
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"
+    told = [counted(table[column].nunique(), *names) for column, names in words.items()]
+    return ", ".join([*told, f"{many} {'seed' if many == '1' else 'seeds'}"])
 
 
 def _compared(table: pd.DataFrame) -> list[str]:
     """How many runs are at equal forgetting, and what of them is not equal."""
     runs = table.drop_duplicates("run")
     reached = runs[runs["reached"]]
-    line = f"{_count(len(runs), 'run', 'runs')} ({size(table)}); {len(reached)} reached the forgetting goal"
+    line = f"{counted(len(runs), 'run')} ({size(table)}); {len(reached)} reached the forgetting goal"
     by_arm = runs.groupby("arm", sort=False)["reached"]
     missed = [f"{quoted(arm)} {(~met).sum()} of {len(met)}" for arm, met in by_arm if not met.all()]
-    lines = [f"{line}{f'; missed, and left out below: {_listed(missed)}' if missed else ''}."]
+    lines = [f"{line}{f'; missed, and left out below: {listed(missed)}' if missed else ''}."]
     if len(reached):
         medians = reached.groupby("arm")[[f"{m}_bf16" for m in METRICS if f"{m}_bf16" in reached]].median()
         names = {f"{metric}_bf16": name.rstrip(" ↓↑") for metric, name in METRICS.items()}
@@ -135,10 +132,10 @@ def _returns(table: pd.DataFrame) -> str:
     by_arm = dict(list(said.groupby("arm", sort=False)))
     parts = [f"{quoted(arm)} ({_share_of(rows)})" for arm, rows in by_arm.items() if rows["back"].any()]
     others = [rows for rows in by_arm.values() if not rows["back"].any()]
-    none = f"none of {_count(sum(map(len, others)), 'run', 'runs')}"
+    none = f"none of {counted(sum(map(len, others)), 'run')}"
     if not parts:
         return f"the text comes back in {none}"
-    return f"the text comes back in {_listed(parts)}" + (f", and in {none} of the other arms" if others else "")
+    return f"the text comes back in {listed(parts)}" + (f", and in {none} of the other arms" if others else "")
 
 
 def families(table: pd.DataFrame) -> str:
@@ -183,7 +180,7 @@ def _by_family(table: pd.DataFrame, column: str) -> dict[str, tuple[int, int]]:
 
 
 def _of_families(counts: dict[str, tuple[int, int]]) -> str:
-    return _listed(f"{risen} of {_count(runs, 'run', 'runs')} of {family}" for family, (risen, runs) in counts.items())
+    return listed([f"{risen} of {counted(runs, 'run')} of {family}" for family, (risen, runs) in counts.items()])
 
 
 def _foreseen(table: pd.DataFrame) -> str:
@@ -205,14 +202,6 @@ def _foreseen(table: pd.DataFrame) -> str:
         f"{found['right']} were right, {found['false_alarms']} false alarms and {found['missed']} missed a return; "
         f"it came back in {returned}{left_out}{apart}."
     )
-
-
-def _listed(parts: Iterable[str]) -> str:
-    """``a, b and c``."""
-    parts = list(parts)
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def finest_first(table: pd.DataFrame) -> list[str]:

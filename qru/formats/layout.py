@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from qru.checkpoint import INDEX, SINGLE
 from qru.formats import Part, Plan, Source
+from qru.tensor_file import DTYPES
 
-NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
@@ -52,7 +51,7 @@ def safetensors_plan(
         filled += size
     parts, placed, total = [], {}, 0
     for at, group in enumerate(groups, 1):
-        name = "model.safetensors" if len(groups) == 1 else f"model-{at:05d}-of-{len(groups):05d}.safetensors"
+        name = SINGLE if len(groups) == 1 else f"model-{at:05d}-of-{len(groups):05d}.safetensors"
         held = [entry for source in group for entry in entries(source)]
         head = header(held)
         size = sum(entry.bytes for entry in held)
@@ -61,7 +60,7 @@ def safetensors_plan(
         total += size
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": placed}
-        files = files | {"model.safetensors.index.json": (json.dumps(index, indent=2) + "\n").encode()}
+        files = files | {INDEX: (json.dumps(index, indent=2) + "\n").encode()}
     return Plan(parts, files)
 
 

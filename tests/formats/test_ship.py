@@ -283,8 +283,8 @@ def test_a_part_that_reads_back_otherwise_is_refused(tmp_path, pair, monkeypatch
     assert nothing_left(tmp_path)
 
 
-def test_another_command_does_not_take_up_the_parts(tmp_path, pair, monkeypatch):
-    base, adapter, _ = pair
+def interrupted(monkeypatch, base, out, **given):
+    """Quantize until all parts are written, and be stopped there."""
 
     def interrupt(*rest):
         raise KeyboardInterrupt
@@ -292,7 +292,12 @@ def test_another_command_does_not_take_up_the_parts(tmp_path, pair, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(ship, "write_beside", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(base, tmp_path / "out", **SMALL)
+            quantize_checkpoint(base, out, **given)
+
+
+def test_another_command_does_not_take_up_the_parts(tmp_path, pair, monkeypatch):
+    base, adapter, _ = pair
+    interrupted(monkeypatch, base, tmp_path / "out", **SMALL)
     assert quantize_checkpoint(base, tmp_path / "out", adapter=adapter, **SMALL)["resumed"] == 0
     quantize_checkpoint(base, tmp_path / "whole", adapter=adapter, **SMALL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -429,14 +434,7 @@ def test_a_base_that_an_adapter_knows_is_held_against_it_when_resumed_too(tmp_pa
     base = made.write(tmp_path / "base", seed=9)
     save_adapter(made.adapted(made.model(seed=9)), tmp_path / "adapter")
     given = SMALL | {"adapter": tmp_path / "adapter"}
-
-    def interrupt(*rest):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ship, "write_beside", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_checkpoint(base, tmp_path / "out", **given)
+    interrupted(monkeypatch, base, tmp_path / "out", **given)
     assert quantize_checkpoint(base, tmp_path / "out", **given)["resumed"] > 3
 
 
