@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ GRIDS = ("core", "full")
 KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".svg"))}
 DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
 TOP = ("defaults", "corpora", "experiments", "artefacts")
-EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "alone")
+EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "only", "alone")
 ARTEFACT = ("why", "experiments", "parameters", "reads")
 
 
@@ -67,6 +67,8 @@ class Artefact:
         parameters: of the notebook.
         cells: runs that it shows, by name.
         folders: of ``paper/records``, whose committed records it shows.
+        only: folder -> choices of what the configuration of those shown of it must say; they are then of the build's
+            scale, too.
         reads: other files that it is drawn from, below ``paper``.
     """
 
@@ -77,6 +79,7 @@ class Artefact:
     parameters: dict[str, Any]
     cells: tuple[str, ...]
     folders: tuple[str, ...]
+    only: dict[str, list[dict[str, Any]]]
     reads: tuple[str, ...]
 
 
@@ -148,7 +151,7 @@ def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
     artefacts = {}
     for name, entry in declared["artefacts"].items():
         try:
-            made = _artefact(name, entry, shown)
+            made = _artefact(name, entry, shown, declared["experiments"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{lines['artefacts', name]}: artefact {name!r}: {error}") from error
         if made.cells or made.folders:  # else it shows what another grid has
@@ -242,6 +245,13 @@ def _cells(
 ) -> list[Cell]:
     """An experiment's runs, all of them checked; at smoke one, that it names or the first."""
     choice("grid", entry.get("grid", "core"), GRIDS)
+    if "only" in entry:
+        if "records" not in entry:
+            raise ValueError("only: chooses among committed records, and it has no records:.")
+        known = ["arm", *(field.name for field in fields(RunConfig))]
+        for key in itertools.chain.from_iterable(_listed(entry["only"])):
+            if key not in known:
+                raise unknown("parameter", key, known)
     if not {"each", "slices", "notebook"} & set(entry):
         if "records" not in entry:
             raise ValueError("it says neither what it runs (each:) nor which committed records it shows (records:).")
@@ -362,7 +372,12 @@ def _of_notebook(values: dict[str, Any], scale: str, notebook: str) -> dict[str,
     return {"name": name, "parameters": values, "config": values}
 
 
-def _artefact(name: str, entry: Mapping[str, Any], shown: Mapping[str, tuple[list[str], list[str]]]) -> Artefact:
+def _artefact(
+    name: str,
+    entry: Mapping[str, Any],
+    shown: Mapping[str, tuple[list[str], list[str]]],
+    experiments: Mapping[str, Mapping[str, Any]],
+) -> Artefact:
     kind, _, short = name.partition("_")
     if kind not in KINDS or not short:
         raise ValueError(f"its name must begin with {' or '.join(f'{kind}_' for kind in KINDS)}.")
@@ -381,6 +396,7 @@ def _artefact(name: str, entry: Mapping[str, Any], shown: Mapping[str, tuple[lis
         _checked(entry.get("parameters", {}), name),
         _union(shown[experiment][0] for experiment in entry["experiments"]),
         _union(shown[experiment][1] for experiment in entry["experiments"]),
+        {one["records"]: _listed(one["only"]) for one in map(experiments.get, entry["experiments"]) if "only" in one},
         tuple(_listed(entry.get("reads", []))),
     )
 
@@ -401,10 +417,20 @@ def records_of(artefact: Artefact, folder: Path, scale: str) -> list[Path]:
         committed = sorted((folder / name).glob("*.json"))
         if not committed:
             raise ValueError(f"{artefact.notebook} shows the committed records of {folder / name}; there are none.")
-        for path in committed:
-            read_json(path)
-        found += committed
+        records = {path: read_json(path) for path in committed}
+        if only := artefact.only.get(name):
+            matching = {path: record for path, record in records.items() if any(_says(record, one) for one in only)}
+            if not matching:
+                raise ValueError(f"{artefact.notebook} shows of {folder / name} only {only}; no record there is so.")
+            records = {path: record for path, record in matching.items() if record["config"]["scale"] == scale}
+        found += records
     return found
+
+
+def _says(record: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    config = record.get("config", {})
+    said = config | {"arm": f"{config.get('adapter')}-{config.get('weights')}"}
+    return all(said.get(key) in _listed(value) for key, value in asked.items())
 
 
 def drop_damaged(plan: Plan, records: Path, dry: bool = False) -> list[str]:

@@ -194,6 +194,43 @@ def test_grids_shared_runs_and_committed_records(changed, tmp_path):
     assert not [one for one in plan(path, "smoke", fresh=True).cells.values() if one.notebook == "05_kernel"]
 
 
+ONLY = """
+  chosen:
+    why: Those committed records that say so.
+    records: kept
+    only:
+      - {corpus: news, arm: full-bf16}
+      - {corpus: news, arm: lora-fp32, seed: [0, 1]}
+"""
+
+
+def test_committed_records_are_chosen_by_what_they_say_of_themselves(changed, tmp_path):
+    path = changed("\nartefacts:\n", ONLY + "\nartefacts:\n  table_two:\n    why: A test.\n    experiments: [chosen]\n")
+    path.write_text(path.read_text().split("  table_scores:")[0])
+    artefact = plan(path, "mini").artefacts["table_two"]
+    records = {
+        "of-books": {"corpus": "books", "adapter": "full", "weights": "bf16"},
+        "master": {"corpus": "news", "adapter": "full", "weights": "fp32"},
+        "stepped": {"corpus": "news", "adapter": "full", "weights": "bf16"},
+        "low-rank": {"corpus": "news", "adapter": "lora", "weights": "fp32", "seed": 1},
+        "another-seed": {"corpus": "news", "adapter": "lora", "weights": "fp32", "seed": 2},
+    }
+    for name, config in records.items():
+        write_json(tmp_path / "kept" / f"{name}.json", {"config": config | {"scale": "mini"}})
+    assert [file.stem for file in records_of(artefact, tmp_path, "mini")] == ["low-rank", "stepped"]
+    assert records_of(artefact, tmp_path, "smoke") == [], "records of another scale stand in no table beside these"
+    for name in ("stepped", "low-rank"):
+        (tmp_path / "kept" / f"{name}.json").unlink()
+    with pytest.raises(ValueError, match="no record there is so"):
+        records_of(artefact, tmp_path, "mini")
+    path.write_text(path.read_text().replace("news, arm: full", "news, amr: full"))
+    with pytest.raises(ValueError, match=r"unknown parameter 'amr'\. Did you mean 'arm'"):
+        plan(path, "mini")
+    path.write_text(path.read_text().replace("    records: kept\n", "").replace("amr:", "arm:"))
+    with pytest.raises(ValueError, match="has no records:"):
+        plan(path, "mini")
+
+
 def test_damaged_and_foreign_records_are_named_and_removed(tmp_path):
     cells = [
         cell("good", config={"epochs": 2, "corpus": "/data/books"}),
