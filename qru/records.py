@@ -310,7 +310,8 @@ def processor() -> str:
 
 def provenance() -> dict[str, Any]:
     """Versions, commit, dirty flag and machine: enough to say where a number came from."""
-    status = _git("status", "--porcelain")
+    # Records are results, and a build of the paper writes them as it goes: they make no code other than committed.
+    status = _git("status", "--porcelain", "--", ":/", ":(top,exclude)paper/records")
     packages = ("qru", "torch", "transformers", "peft", "accelerate", "tokenizers", "rouge-score", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},

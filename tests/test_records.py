@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 
@@ -90,3 +91,17 @@ def test_provenance_names_versions_and_machine():
     found = records.provenance()
     assert found["versions"]["torch"]
     assert found["hardware"]["processor"]
+
+
+def test_new_records_do_not_make_a_clean_tree_dirty(tmp_path, monkeypatch):
+    package = tmp_path / "qru"
+    package.mkdir()
+    (package / "code.py").write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "code"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    records.write_json(tmp_path / "paper" / "records" / "mini" / "run.json", {})
+    assert records.provenance()["dirty"] is False
+    (package / "code.py").write_text("changed")
+    assert records.provenance()["dirty"] is True
