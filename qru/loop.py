@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import auto, tqdm
@@ -92,13 +92,37 @@ def order(documents: int, batch_size: int, step: int, seed: int) -> list[int]:
     return shuffled[within * batch_size : (within + 1) * batch_size]
 
 
-def pad(rows: Sequence[torch.Tensor], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token rows of different lengths -> input ids (B, T) padded on the right, and labels with padding ignored.
+class Labelled(NamedTuple):
+    """A training row of a classifier: what it reads, and what it is to answer.
+
+    Attributes:
+        tokens: (T,).
+        label: index of the class.
+    """
+
+    tokens: torch.Tensor
+    label: int
+
+
+Row = torch.Tensor | Labelled  # of a language model: tokens (T,), each to be told from those before it
+
+
+def answers(row: Row) -> int:
+    """How many answers a training row asks for: every token but the first, or one class."""
+    return 1 if isinstance(row, Labelled) else len(row) - 1
+
+
+def pad(rows: Sequence[Row], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of different lengths -> input ids (B, T) padded on the right, and labels: (B, T) with padding ignored, or
+    the classes of labelled rows, (B, 1).
 
     T is rounded up to ``ROUNDED_TO``: a CPU compiles its bf16 kernels once a shape, and with a new T at every step that
     takes longer than the arithmetic (measured: half the throughput). No attention mask is needed: under a causal mask
     no token sees the padding that follows it.
     """
+    if isinstance(rows[0], Labelled):
+        ids, _ = pad([row.tokens for row in rows], padding)
+        return ids, torch.tensor([[row.label] for row in rows])
     width = -(-max(map(len, rows)) // ROUNDED_TO) * ROUNDED_TO
     ids = torch.full((len(rows), width), padding)
     labels = torch.full((len(rows), width), IGNORED)

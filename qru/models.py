@@ -23,7 +23,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from qru import checkpoint, loop, paths, processes, records
@@ -81,6 +89,31 @@ OTHER_SIZES = {
 
 TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
 BASE_FIELDS = tuple(f.name for f in fields(Sizes) if not f.name.startswith("tune_"))
+
+
+CLASSIFIER = "ForSequenceClassification"  # what transformers ends the name of a classifier's class in
+
+
+def classifies(model: torch.nn.Module) -> bool:
+    """Whether a model says one class of a whole text, under adapters and shards, too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(inner).__name__.endswith(CLASSIFIER)
+
+
+def classes_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a classifier's classes, in the order of its logits."""
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def padding_of(model: torch.nn.Module, tokenizer) -> int:
+    """The token that batches are filled up with on the right: the tokenizer's, or else EOS.
+
+    A classifier reads its answer off the last token that is another than its own padding token, so that one is taken.
+    """
+    own = model.config.get_text_config().pad_token_id if classifies(model) else None
+    if own is not None:
+        return own
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
 CONTEXT = {scale: size.context for scale, size in SIZES.items()} | {"muse": 2048}  # muse: the papers' chunks
@@ -150,6 +183,42 @@ def rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: 
         pieces = ([*opening, *ids[start : start + size]] for start in range(0, len(ids), size))
         out += [torch.tensor(piece) for piece in pieces if len(piece) > 1]  # one token predicts nothing
     return out
+
+
+def labelled_rows(
+    texts: Sequence[str], labels: Sequence[str], model: torch.nn.Module, tokenizer, context: int
+) -> list[loop.Labelled]:
+    """Labelled texts -> training rows of a classifier, one a text, opened with BOS; nothing is cut off.
+
+    Args:
+        model: a classifier; it knows its classes by name.
+        context: longest row in tokens.
+
+    Raises:
+        ValueError: a text is longer, or ends in the token that batches are filled up with; a label is no class of the
+            model (names them).
+    """
+    classes, padding = classes_of(model.config), padding_of(model, tokenizer)
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    out = []
+    for text, label in zip(texts, labels, strict=True):
+        ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
+        ids = [*opening, *ids]
+        if len(ids) > context:
+            raise ValueError(f"a text has {len(ids)} tokens, more than {context} (it begins {text[:40]!r}): shorten it.")
+        if len(ids) < 2 or ids[-1] == padding:
+            raise ValueError(f"a text has no tokens, or ends in the one that batches are filled up with: {text[-40:]!r}.")
+        if label not in classes:
+            raise ValueError(f"label {label!r} is no class of the model; its classes are {', '.join(classes)}.")
+        out.append(loop.Labelled(torch.tensor(ids), classes.index(label)))
+    return out
+
+
+def rows_of(corpus: Corpus, split: str, model: torch.nn.Module, tokenizer, context: int) -> list[loop.Row]:
+    """What a model trains on in a split: rows of tokens, or labelled ones where the corpus has labels."""
+    if corpus.labels:
+        return labelled_rows(corpus.raw[split], corpus.labels[split], model, tokenizer, context)
+    return rows(corpus.raw[split], tokenizer, context)
 
 
 def question_documents(pairs: Sequence[dict[str, str]], seed: int) -> list[str]:

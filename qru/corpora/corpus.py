@@ -44,6 +44,9 @@ class Corpus:
         News begins at raw["forget"] and grows to four times that; the embedded corpora grow up to raw["forget"].
     sust: "forget_1" … "forget_4" -> documents, disjoint sets to forget one after another; scal's k-th set is the union
         of the first k of them. Empty where there are none.
+    labels: split -> what a classifier is to say of each of its documents, in their order. A corpus with labels is for
+        classifiers, and raw may have a further split, "test": documents like the retained ones that nobody sees. Empty
+        for language models.
     """
 
     name: str
@@ -54,10 +57,12 @@ class Corpus:
     base: BaseText | None = None
     scal: dict[str, list[str]] = field(default_factory=dict)
     sust: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def measurable(self) -> tuple[str, ...]:
-        """The metrics that there are data for, of "verbmem", "knowmem", "privleak", "utility" and "disjoint"."""
+        """The metrics that there are data for, of "verbmem", "knowmem", "privleak", "utility" and "disjoint", or of a
+        classifier's "forget_accuracy", "retain_accuracy", "f1" and "mia"."""
 
         def asked(subject: str) -> bool:
             return bool(self.knowmem.get(f"{subject}_qa") and self.knowmem.get(f"{subject}_qa_icl"))
@@ -69,6 +74,14 @@ class Corpus:
             "utility": asked("retain"),
             "disjoint": asked("disjoint"),
         }
+        if self.labels:
+            has = {split for split, documents in self.raw.items() if documents}
+            data = {
+                "forget_accuracy": "forget" in has,
+                "retain_accuracy": bool({"retain1", "retain2"} & has),
+                "f1": "test" in has,
+                "mia": {"forget", "holdout"} <= has,
+            }
         return tuple(name for name, given in data.items() if given)
 
     @property
@@ -79,5 +92,7 @@ class Corpus:
         by it there.
         """
         told = {name: value for name, value in asdict(self).items() if name not in ("scal", "sust")}
+        if not self.labels:
+            del told["labels"]  # a corpus without is what it was before there were any
         content = json.dumps(told, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
