@@ -9,16 +9,17 @@ CORES ?= 2
 CORPORA ?= books
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LLMCOMPRESSOR := .venv-llmcompressor
 CSRC := $(wildcard csrc/*)
 
 # One thread waiting in a spin barrier for a core that another process holds is the slowest way to use two cores.
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke why paper paper-plan bench nightly sanitize clean
+.PHONY: help install demo test lint format smoke why paper paper-plan bench bench-ship llmcompressor nightly sanitize clean
 
 help:  ## print this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 15
 
 install: $(INSTALLED)  ## make .venv with everything, and build the extension into it
 
@@ -77,6 +78,21 @@ bench: $(INSTALLED)  ## the kernel against what people run today and against thi
 	mkdir -p runs
 	$(BIN)/papermill --no-progress-bar notebooks/05_kernel.ipynb runs/bench.ipynb -p scale $(SCALE)
 	@echo "Open runs/bench.ipynb: $(BIN)/jupyter lab runs/bench.ipynb"
+
+bench-ship: $(INSTALLED)  ## audit and quantize 1.1B weights against what people run today (minutes, 6 GB; SHAPE=7b: 20 GB; runs/bench-ship.ipynb)
+	mkdir -p runs
+	$(BIN)/papermill --no-progress-bar notebooks/07_ship.ipynb runs/bench-ship.ipynb -p scale $(SCALE) $(SHAPE:%=-p shape %)
+	@echo "Open runs/bench-ship.ipynb: $(BIN)/jupyter lab runs/bench-ship.ipynb"
+
+llmcompressor: $(LLMCOMPRESSOR)/.installed  ## an environment of its own for llmcompressor, to compare with (1.5 GB)
+
+$(LLMCOMPRESSOR)/.installed: requirements-llmcompressor.lock
+	$(PYTHON) -m venv $(LLMCOMPRESSOR)
+	$(LLMCOMPRESSOR)/bin/pip install --quiet "$$(grep '^torch==' $<)"
+	$(LLMCOMPRESSOR)/bin/pip install --quiet --no-deps -r $<
+	$(LLMCOMPRESSOR)/bin/pip check
+	$(LLMCOMPRESSOR)/bin/python -c "import llmcompressor; print('llmcompressor', llmcompressor.__version__)"
+	touch $@
 
 nightly: $(INSTALLED)  ## ten thousand matrices against the specification on every instruction set, mutated checkpoints (minutes)
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n $(CORES) -rP -m nightly tests/ops tests/checkpoints tests/formats
