@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import Markdown, clear_output
 
 from qru import checkpoint, forget_sets, inputs, models, paths, pipeline, records, scoring
-from qru.config import ADAPTERS, WEIGHTS, RunConfig, regime
+from qru.config import ADAPTERS, GUARD_OPTIONS, WEIGHTS, RunConfig, regime
 from qru.defaults import MUSE_MODELS, hub_corpus, resolve
 from qru.ops import QuantSpec
 from qru.ops.grid import group_width
@@ -38,8 +38,8 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
 
     Args:
         beside: arms such as ``"lora"`` or ``"full-fp32"``. They share everything with the first run but learning
-            rate, retain weight and, except at mini, epochs, which each arm takes from its own defaults, and moments
-            and rounding.
+            rate, retain weight and, except at mini, epochs, which each arm takes from its own defaults, moments and
+            rounding, and the guard and SURE's percentile: they stand beside it without.
         parameters: fields of ``RunConfig``.
 
     Returns:
@@ -52,6 +52,7 @@ def run_arms(beside: Sequence[str] = (), **parameters: Any) -> list[Record]:
     if regime(parameters.get("scale", "mini")) == "mini":  # epochs in place of a goal, for all or for none
         own.pop("epochs")
     own |= {"moments": None, "rounding": "nearest"}  # of bf16 weights: no part of a name
+    own |= dict.fromkeys(("guard", "guard_weight", "sure_percentile", *GUARD_OPTIONS))
     others = [parameters | own | arm(name) for name in beside]
     configs = [resolve(RunConfig.from_dict(values)) for values in (parameters, *others)]
     found = pipeline.run_all(list(dict.fromkeys(configs)))  # an arm named beside itself is run once
@@ -194,7 +195,8 @@ def answers(record: Record, precision: str | None = None, metric: str = "knowmem
     Args:
         record: of the run.
         precision: quantizer of the last column; the one under which the metric is highest unless given.
-        metric: ``"knowmem"`` (questions on the forget set) or ``"verbmem"`` (passages to continue).
+        metric: ``"knowmem"`` (questions on the forget set), ``"verbmem"`` (passages to continue) or
+            ``"forget_accuracy"`` (texts, and the label that each was trained with).
         examples: how many. They are spread evenly over the rise of the score from bf16 to ``precision``, from the
             largest to the smallest, so that they show the range and not the best case alone.
 
@@ -237,6 +239,8 @@ def asked(record: Record, metric: str) -> list[tuple[str, str]]:
         )
     if metric == "verbmem":
         pairs = [(example["prompt"], example["gt"]) for example in corpus.verbmem]
+    elif metric == "forget_accuracy":
+        pairs = list(zip(corpus.raw["forget"], corpus.labels["forget"], strict=True))
     else:
         pairs = [(pair["question"], pair["answer"]) for pair in corpus.knowmem["forget_qa"]]
     if record.config["forget_goal"] is not None:  # only the half that no stopping rule has looked at is reported

@@ -14,9 +14,9 @@ from qru.registry import unknown
 
 SCALES = ("smoke", "mini", "muse")
 SIZED = ("mini-128x4", "mini-256x8")  # mini in all but the width and depth of its models
-ADAPTERS = ("full", "lora", "delta")
+ADAPTERS = ("full", "lora", "delta", "sure")
 WEIGHTS = ("bf16", "fp32")
-GOAL_METRICS = ("verbmem", "knowmem")
+GOAL_METRICS = ("verbmem", "knowmem", "forget_accuracy")
 ROUNDINGS = ("nearest", "stochastic")
 LORA_TARGETS = ("all", "mlp", "attention")
 WHOLE = "all"
@@ -25,7 +25,18 @@ FORGET_SETS = (WHOLE, *(f"{kind}_{number}" for kind in ("scal", "sust") for numb
 LATER = (
     "target", "retrained", "tokenizer", "chat_template", "forget_set",
     "moments", "rounding", "adam_beta2", "check_steps", "goal_metrics", "metrics",
+    "guard", "guard_weight", "quail_norm", "quail_positions", "quail_step", "quail_quantizer", "ste_quantizers",
+    "sam_rho", "bin_margin_quantizer", "sure_percentile",
+    "gamma", "steering", "hidden_layer", "task_scaling",
 )  # fmt: skip
+# Option -> the guard that reads it; the guards themselves are in qru.guards.
+GUARD_OPTIONS = {
+    "quail_norm": "quail", "quail_positions": "quail", "quail_step": "quail", "quail_quantizer": "quail",
+    "ste_quantizers": "ste", "sam_rho": "sam", "bin_margin_quantizer": "bin_margin",
+}  # fmt: skip
+QUAIL_NORMS = ("abs", "l2", "linf")
+QUAIL_POSITIONS = ("all", "answer")
+QUAIL_STEPS = ("mean", "carried", "measured")
 MEASURING = frozenset({"metrics", "quantizers"})  # fields that training does not depend on
 QUANTIZERS = ("rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 
@@ -47,7 +58,7 @@ def regime(scale: str) -> str:
 
 
 def stepped(config: Mapping[str, Any]) -> str:
-    """What the optimizer steps, and how where that is not the usual way: ``bf16``, ``bf16, fp32 moments``.
+    """What the optimizer steps, and what is unusual about it: ``bf16``, ``bf16, fp32 moments``, ``fp32, ste guard``.
 
     Args:
         config: a resolved configuration, or that of a record.
@@ -55,7 +66,13 @@ def stepped(config: Mapping[str, Any]) -> str:
     moments, rounding = config.get("moments"), config.get("rounding", "nearest")
     unusual = [f"{moments} moments"] if moments else []
     unusual += [f"{rounding} rounding"] if rounding != "nearest" else []
+    unusual += [f"{config['guard']} guard"] if config.get("guard") else []
     return ", ".join([config["weights"], *unusual])
+
+
+def later_defaults() -> dict[str, Any]:
+    """What a record that lacks one of the later fields was run with: its default."""
+    return {field.name: field.default for field in dataclasses.fields(RunConfig) if field.name in LATER}
 
 
 def number(name: str, value: object) -> None:
@@ -106,8 +123,9 @@ class RunConfig:
 
     Attributes:
         method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``.
-        adapter: ``"full"`` (all weights), ``"lora"`` (adapters only, merged at the end) or ``"delta"`` (all weights,
-            but what is stored and stepped is the difference to the target, which starts at zero).
+        adapter: ``"full"`` (all weights), ``"lora"`` (adapters only, merged at the end), ``"delta"`` (all weights,
+            but what is stored and stepped is the difference to the target, which starts at zero) or ``"sure"`` (the
+            weights of the linear layers that the forget loss is most sensitive to; see ``qru.sure``).
         weights: type of the tensors that the optimizer steps: ``"bf16"`` or ``"fp32"``.
         moments: type of the optimizer's moments: ``"bf16"`` or ``"fp32"``; ``None``: that of ``weights``.
         rounding: of a stepped bf16 weight: ``"nearest"``, or ``"stochastic"`` (with ``moments="fp32"``).
@@ -134,13 +152,31 @@ class RunConfig:
         check_steps: steps between two looks at the goal; a shorter run is looked at when it ends. ``None``: half an
             epoch.
         retain_weight: λ of the retain term; ignored by ``ga`` and ``npo`` alone.
-        beta: NPO's inverse temperature.
+        beta: inverse temperature of NPO, SimNPO and DPO; ``None``: that of the method, 0.1 but for SimNPO.
         batch_size: forget documents a step; as many retain documents go along.
         lora_rank, lora_alpha, lora_dropout, lora_targets: peft's; targets ``"all"``, ``"mlp"`` or ``"attention"``.
             Rank and alpha go together: where only one is given, the other is still the default's.
         quantizers: names such as ``"rtn-int4-g128"``, also as one text with commas; ``None``: the usual four. There
             is at least one, and ``bf16`` is always measured beside them.
         metrics: those to measure, of the ones that the corpus has data for; ``None``: all of them.
+        guard: ``"quail"``, ``"ste"``, ``"bin_margin"`` or ``"sam"``: what is to make forgetting survive quantization
+            (``qru.guards`` says how); ``None``: nothing. The options below are of one guard each, and take its
+            defaults where they are ``None``.
+        guard_weight: γ of a guard that adds a term to the loss.
+        quail_norm: how far logits are apart: ``"abs"`` (each by itself), ``"l2"`` or ``"linf"`` (all of a token).
+        quail_positions: ``"all"`` tokens of a forget document, or those of the ``"answer"`` alone.
+        quail_step: Δ_q: a number, in logits, or ``"mean"``, ``"carried"`` or ``"measured"``.
+        quail_quantizer: whose step that is.
+        ste_quantizers: names, one of which is drawn at each step.
+        sam_rho: ρ, how far weights are moved (L2 norm over all that are trained).
+        bin_margin_quantizer: whose bins are to be left.
+        sure_percentile: of the saliencies of linear layers; layers at or over it are trained, by ``adapter="sure"``.
+        gamma: margin of SimNPO.
+        steering: c of RMU, the length that hidden states are steered to.
+        hidden_layer: whose output RMU steers and ``actr`` retains, from 0; ``None``: as deep as in RMU's paper, 7/32 of
+            all layers.
+        task_scaling: λ of a task vector. ``None``: with a ``forget_goal``, the first of
+            ``qru.objectives.taskvector.LADDER`` that meets it; else 1.
 
     Raises:
         ValueError: a value of another type or out of range (names the field, the value and what it must be).
@@ -161,7 +197,7 @@ class RunConfig:
     epochs: int | None = None
     forget_goal: float | None = None
     retain_weight: float | None = None
-    beta: float = 0.1
+    beta: float | None = None
     batch_size: int | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -174,6 +210,20 @@ class RunConfig:
     check_steps: int | None = None
     goal_metrics: tuple[str, ...] | None = None
     metrics: tuple[str, ...] | None = None
+    guard: str | None = None
+    guard_weight: float | None = None
+    quail_norm: str | None = None
+    quail_positions: str | None = None
+    quail_step: str | float | None = None
+    quail_quantizer: str | None = None
+    ste_quantizers: tuple[str, ...] | None = None
+    sam_rho: float | None = None
+    bin_margin_quantizer: str | None = None
+    sure_percentile: float | None = None
+    gamma: float | None = None
+    steering: float | None = None
+    hidden_layer: int | None = None
+    task_scaling: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quantizers", quantizer_names(self.quantizers))
@@ -224,7 +274,7 @@ class RunConfig:
             )
         if self.rounding == "stochastic" and self.moments != "fp32":
             raise ValueError(f"rounding is 'stochastic' with moments {self.moments!r}: it needs moments 'fp32'.")
-        for name in ("metrics", "goal_metrics"):
+        for name in ("metrics", "goal_metrics", "ste_quantizers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, names_of(name, getattr(self, name)) or None)
         for name in self.goal_metrics or ():
@@ -241,27 +291,76 @@ class RunConfig:
             "forget_goal",
             "lora_alpha",
             "adam_beta2",
+            "beta",
+            "gamma",
+            "steering",
+            "task_scaling",
         ):  # None: the default, or no goal
             if getattr(self, name) is not None:
                 number(name, getattr(self, name))
-        for name in ("beta", "lora_dropout"):
-            number(name, getattr(self, name))
+        number("lora_dropout", self.lora_dropout)
         if self.adam_beta2 is not None and not 0.81 < self.adam_beta2 < 1:
             raise ValueError(
                 f"adam_beta2 is {self.adam_beta2!r}; it must be over 0.81, the square of beta1, and under 1."
             )
-        for name in ("learning_rate", "beta", "lora_alpha"):
+        for name in ("learning_rate", "beta", "lora_alpha", "steering"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be positive.")
-        if self.retain_weight is not None and not self.retain_weight >= 0:
-            raise ValueError(f"retain_weight is {self.retain_weight!r}; it must be 0 or more.")
+        for name in ("retain_weight", "gamma", "task_scaling"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 0 or more.")
+        layer = self.hidden_layer
+        if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
+            raise ValueError(f"hidden_layer is {layer!r}; it must be a whole number, 0 or more.")
         if self.forget_goal is not None and not 0 <= self.forget_goal <= 100:
             raise ValueError(f"forget_goal is {self.forget_goal!r}; it is a percentage, 0 to 100.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and under 1.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number, 0 or more.")
+        self._check_guard()
+
+    def _check_guard(self) -> None:
+        """Refuse options of another guard or arm than is given, and values that no guard can have."""
+        for name, guard in GUARD_OPTIONS.items():
+            if getattr(self, name) is not None and self.guard != guard:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} with guard {self.guard!r}: it is an option of guard {guard!r}. "
+                    f"Set guard to {guard!r}, or leave {name} out."
+                )
+        if self.guard is not None and not isinstance(self.guard, str):
+            raise ValueError(f"guard is {self.guard!r}; it must be a name, or None.")
+        if self.guard_weight is not None:
+            number("guard_weight", self.guard_weight)
+            if self.guard is None or not self.guard_weight >= 0:
+                raise ValueError(
+                    f"guard_weight is {self.guard_weight!r} with guard {self.guard!r}: it must be 0 or more, the "
+                    "weight of a guard. Set guard, or leave guard_weight out."
+                )
+        if self.quail_norm is not None:
+            choice("quail_norm", self.quail_norm, QUAIL_NORMS)
+        if self.quail_positions is not None:
+            choice("quail_positions", self.quail_positions, QUAIL_POSITIONS)
+        if isinstance(self.quail_step, str):
+            choice("quail_step (or a number, in logits)", self.quail_step, QUAIL_STEPS)
+        for name in ("quail_step", "sam_rho"):
+            value = getattr(self, name)
+            if value is None or (name == "quail_step" and isinstance(value, str)):
+                continue
+            number(name, value)
+            if not value > 0:
+                raise ValueError(f"{name} is {value!r}; it must be positive.")
+        for name in ("quail_quantizer", "bin_margin_quantizer"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a name such as {QUANTIZERS[1]!r}.")
+        if self.sure_percentile is not None:
+            number("sure_percentile", self.sure_percentile)
+            if self.adapter != "sure" or not 0 <= self.sure_percentile < 100:
+                raise ValueError(
+                    f"sure_percentile is {self.sure_percentile!r} with adapter {self.adapter!r}: it must be at least 0 "
+                    "and under 100, of adapter 'sure'. Set adapter to 'sure', or leave sure_percentile out."
+                )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
@@ -275,7 +374,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         values["quantizers"] = list(self.quantizers)
-        for name in ("metrics", "goal_metrics"):
+        for name in ("metrics", "goal_metrics", "ste_quantizers"):
             values[name] = None if getattr(self, name) is None else list(getattr(self, name))
         return values
 

@@ -355,7 +355,8 @@ def _unlearning(values: dict[str, Any], scale: str, notebook: str) -> dict[str, 
         _check_corpus(resolved.corpus, scale)
     config = resolved.identity()
     corpus = resolved.corpus.rpartition("/")[2]
-    parts = (corpus, scale, resolved.method, resolved.adapter, str(resolved.weights), f"s{resolved.seed}")
+    arm = (resolved.adapter, str(resolved.weights), *([resolved.guard] if resolved.guard else []))
+    parts = (corpus, scale, resolved.method, *arm, f"s{resolved.seed}")
     return {
         "name": "-".join([*parts, digest(config)[:8]]),
         "parameters": values | {"scale": scale, "beside": []},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from qru import checkpoint, models
+from qru import checkpoint, guards, models, processes
 from qru.config import RunConfig, regime
 from qru.corpora import REVISIONS, Corpus, load_corpus
 from qru.corpora.corpus import registry
@@ -15,7 +15,8 @@ from qru.defaults import hub_corpus, resolve
 from qru.metrics import Options
 from qru.metrics import registry as metrics
 from qru.metrics.evaluation import check_texts
-from qru.objectives import parse_method
+from qru.objectives import forget_terms, parse_method, retain_terms
+from qru.objectives.rmu import steered_layer
 from qru.quantizers import load_quantizer
 from qru.scoring import forget_halves
 
@@ -63,6 +64,10 @@ def find(configs: Sequence[RunConfig], train: bool = True) -> list[Inputs]:
         _check_metrics(config, corpora[config.corpus, config.scale])
     named = {_names(c): None for c in configs if c.target is not None}
     given = {names: models.given(*names) for names in named}
+    for config in configs:
+        if config.target is not None:
+            for role in ("target", "retrained"):
+                models.check_kind(corpora[config.corpus, config.scale], getattr(given[_names(config)], role), role)
     for at in dict.fromkeys((c.corpus, c.scale, _names(c)) for c in configs if c.target is not None):
         _check_scorable(corpora[at[:2]], given[at[2]], chat_template=at[2][-1])
     found = [(config, given.get(_names(config))) for config in configs]
@@ -74,8 +79,19 @@ def _names(config: RunConfig) -> tuple[str | None, str | None, str | None, bool]
 
 
 def _check_retain(config: RunConfig, corpus: Corpus) -> None:
-    """Refuse a method with a retain term where it has nothing to train on."""
+    """Refuse a method with a retain term where it has nothing to train on, and one of tokens for a classifier."""
     forget_term, retain_term = parse_method(config.method)
+    for name, known in ((forget_term, forget_terms), (retain_term, retain_terms)):
+        if name and corpus.labels and (known[name].hidden or known[name].preferred):
+            raise ValueError(
+                f"method {config.method!r} with corpus {corpus.name!r}: {name} reads every token of a document, and a "
+                "classifier says one thing of the whole. Take a method of ga, npo, simnpo or taskvector, with gdr or klr."
+            )
+    if forget_terms[forget_term].preferred == "retain" and not any(text.strip() for text in corpus.raw["retain1"]):
+        raise ValueError(
+            f"method {config.method!r} prefers texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 (to "
+            "your own texts: retain), or take idkdpo, which prefers refusals."
+        )
     if retain_term and not any(text.strip() for text in corpus.raw["retain1"]):
         raise ValueError(
             f"method {config.method!r} trains on texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 "
@@ -113,7 +129,13 @@ def _check_goal(config: RunConfig, corpus: Corpus) -> None:
     if config.forget_goal is not None and not enough:
         raise ValueError(
             f"forget_goal is {config.forget_goal!r}, and corpus {corpus.name!r} has too few examples to judge it by: "
-            "it needs two of VerbMem or of questions on forget. Leave forget_goal out, and give epochs."
+            "it needs two of VerbMem, of questions on forget, or of labelled texts. Leave forget_goal out, and give "
+            "epochs."
+        )
+    if strange := [name for name in config.goal_metrics or () if name not in stopping]:
+        raise ValueError(
+            f"goal_metrics names {strange[0]!r}, and corpus {corpus.name!r} has no examples of it; it has "
+            f"{', '.join(stopping)}."
         )
 
 
@@ -151,4 +173,8 @@ def _checked(config: RunConfig, made: models.Checkpoints | None) -> RunConfig:
     for name, shape in (models.layer_shapes(config.scale, made.target if made else None) if known else {}).items():
         for quantizer in quantizers:
             quantizer.check(shape, name)
+        guards.check(config, shape, name)
+    if known and config.hidden_layer is not None:
+        model = models.without_weights(config.scale, made.target if made else None)
+        steered_layer(len(processes.layers(model)), config.hidden_layer)  # raises
     return replace(config, quantizers=tuple(quantizer.name for quantizer in quantizers))

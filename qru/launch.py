@@ -44,7 +44,8 @@ def wanted(config: RunConfig) -> int:
 
     Raises:
         ValueError: more than there are GPUs, more than documents in a batch, or no number; or several for stochastic
-            rounding, whose random numbers would differ between copies of one adapter.
+            rounding, whose random numbers would differ between copies of one adapter, or for a guard or SURE, which
+            look at whole weights, gradients or models.
     """
     count = _asked_for(config)
     if count > 1 and config.rounding == "stochastic":
@@ -52,6 +53,12 @@ def wanted(config: RunConfig) -> int:
             f"rounding is 'stochastic' and {count} processes are to share a batch: it is made for one. Set "
             "QRU_PROCESSES=1, or rounding to 'nearest'."
         )
+    for name, value in (("guard", config.guard), ("adapter", config.adapter if config.adapter == "sure" else None)):
+        if count > 1 and value:
+            raise ValueError(
+                f"{name} is {value!r} and {count} processes are to share a batch: it is made for one. Set "
+                f"QRU_PROCESSES=1, or another {name}."
+            )
     return count
 
 

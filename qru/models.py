@@ -9,6 +9,7 @@ everything that shaped it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -32,6 +34,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from qru import checkpoint, loop, paths, processes, records
@@ -205,9 +208,9 @@ def labelled_rows(
         ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
         ids = [*opening, *ids]
         if len(ids) > context:
-            raise ValueError(f"a text has {len(ids)} tokens, more than {context} (it begins {text[:40]!r}): shorten it.")
+            raise ValueError(f"a text has {len(ids)} tokens, more than {context}; it begins {text[:40]!r}: shorten it.")
         if len(ids) < 2 or ids[-1] == padding:
-            raise ValueError(f"a text has no tokens, or ends in the one that batches are filled up with: {text[-40:]!r}.")
+            raise ValueError(f"a text has no tokens, or ends in the one that fills up batches: {text[-40:]!r}.")
         if label not in classes:
             raise ValueError(f"label {label!r} is no class of the model; its classes are {', '.join(classes)}.")
         out.append(loop.Labelled(torch.tensor(ids), classes.index(label)))
@@ -327,9 +330,47 @@ def load_weights(folder: Path | str, dtype: torch.dtype | str = "auto") -> torch
         ValueError: the folder does not exist, or a file in it is missing or damaged (names the folder).
     """
     with loading(folder), quiet():
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).eval()
+        kind = _kind(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
+
+
+def _kind(config: PreTrainedConfig) -> type:
+    """What loads a checkpoint: a classifier's has no head over tokens, and a language model's none over classes."""
+    classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+    return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+
+
+def check_kind(corpus: Corpus, folder: Path, role: str) -> None:
+    """Refuse a language model for a corpus with labels, a classifier for one without, and one of other classes.
+
+    Args:
+        folder: of a checkpoint; no weight is loaded.
+        role: what it was given as, for messages.
+
+    Raises:
+        ValueError: naming the checkpoint, its architecture or classes, and what the corpus needs.
+    """
+    config = checkpoint.configuration(folder, role)
+    classifier = _kind(config) is AutoModelForSequenceClassification
+    what = f"{role} {folder} is {' or '.join(config.architectures or ['of no known architecture'])}"
+    if corpus.labels and not classifier:
+        raise ValueError(
+            f"{what}, and corpus {corpus.name!r} has labels: give a classifier, such as LlamaForSequenceClassification."
+        )
+    if not corpus.labels and classifier:
+        raise ValueError(
+            f"{what}, and corpus {corpus.name!r} has texts without labels: give a language model, such as "
+            "LlamaForCausalLM."
+        )
+    if not corpus.labels:
+        return
+    if not isinstance(without_weights("", folder), GenericForSequenceClassification):
+        raise ValueError(f"{what}, which does not read its answer off the last token: give a decoder's classifier.")
+    if missing := [label for label in corpus.classes if label not in classes_of(config)]:
+        raise ValueError(
+            f"{role} {folder} has the classes {', '.join(classes_of(config))}, and corpus {corpus.name!r} has labels "
+            f"{', '.join(missing)}: name its classes so by id2label and label2id in config.json."
+        )
 
 
 def load(
@@ -357,7 +398,10 @@ def load(
     model.to(device)
     with loading(folder):
         embedded = model.get_input_embeddings().weight.shape[0]
-        return model, checkpoint.load_tokenizer(Path(tokenizer or folder), embedded=embedded)
+        reader = checkpoint.load_tokenizer(Path(tokenizer or folder), embedded=embedded)
+    if classifies(model):  # one that was saved without knows not where a text ends in a batch
+        model.config.get_text_config().pad_token_id = padding_of(model, reader)
+    return model, reader
 
 
 @contextlib.contextmanager
@@ -458,7 +502,11 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
         if not base.is_dir():
             with threads(1 if scale == "smoke" else BASE_THREADS):
                 _pretrain(corpus, scale, base)
-        missing = [(stage, base, texts[stage], scale, tuned[stage]) for stage in tuned if not tuned[stage].is_dir()]
+        missing = [
+            (stage, base, texts[stage], scale, tuned[stage], corpus.classes)
+            for stage in tuned
+            if not tuned[stage].is_dir()
+        ]
         side_by_side(_tune, missing, short=scale == "smoke")
     return found
 
@@ -469,7 +517,7 @@ def made(corpus: Corpus, scale: str = "mini") -> bool:
     return all(folder.is_dir() for folder in (found.base, found.target, found.retrained))
 
 
-def _cached(corpus: Corpus, scale: str, texts: dict[str, list[str]]) -> Checkpoints:
+def _cached(corpus: Corpus, scale: str, texts: dict[str, list]) -> Checkpoints:
     home = paths.cache_dir() / "models"
     base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
     target, retrained = (
@@ -479,7 +527,8 @@ def _cached(corpus: Corpus, scale: str, texts: dict[str, list[str]]) -> Checkpoi
 
 
 def _base_questions(corpus: Corpus) -> list[dict[str, str]]:
-    return [*corpus.base.qa, *corpus.knowmem["disjoint_qa"], *corpus.knowmem["disjoint_qa_icl"]]
+    asked = [corpus.knowmem.get(name, []) for name in ("disjoint_qa", "disjoint_qa_icl")]  # none of posts
+    return [*corpus.base.qa, *asked[0], *asked[1]]
 
 
 def base_texts(corpus: Corpus) -> list[str]:
@@ -489,13 +538,21 @@ def base_texts(corpus: Corpus) -> list[str]:
     return [*corpus.base.documents, *sheets]
 
 
-def training_texts(corpus: Corpus) -> dict[str, list[str]]:
-    """What target and retrained are fine-tuned on: MUSE's split, and question sheets.
+def training_texts(corpus: Corpus) -> dict[str, list]:
+    """What target and retrained are fine-tuned on: MUSE's split, and question sheets; or [text, label] pairs.
 
     MUSE's models saw no QA pairs. A model of this size does not learn to answer from running text alone (measured:
     KnowMem 22 where the sheets give over 90), so facts of the forget and retain sets also stand in question sheets,
     beside the base's own, which keep the question form and the unrelated knowledge alive. Unlearning never sees them.
     """
+    if corpus.labels:
+        seen = {"target": ("forget", "retain1", "retain2"), "retrained": ("retain1", "retain2")}
+        return {
+            stage: [
+                list(pair) for split in splits for pair in zip(corpus.raw[split], corpus.labels[split], strict=True)
+            ]
+            for stage, splits in seen.items()
+        }
     known = corpus.knowmem
     retain = [*corpus.raw["retain1"], *corpus.raw["retain2"]]
     asked = {
@@ -540,7 +597,7 @@ def without_weights(scale: str, folder: Path | None = None) -> torch.nn.Module:
     """
     kind = _architecture(scale) if folder is None else checkpoint.configuration(folder, "target")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(kind)
+        return _kind(kind).from_config(kind)
 
 
 def layer_shapes(scale: str, folder: Path | None = None) -> dict[str, tuple[int, int]]:
@@ -604,10 +661,25 @@ def _pretrain(corpus: Corpus, scale: str, folder: Path) -> None:
     _make("base", folder, model, tokenizer, data, **recipe)
 
 
-def _tune(stage: str, base: Path, documents: list[str], scale: str, folder: Path) -> None:
+def classifier(model: LlamaForCausalLM, classes: Sequence[str]) -> LlamaForSequenceClassification:
+    """A classifier on the layers of a language model; its head is new, and the same at every call."""
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: index for index, name in enumerate(classes)}
+    loop.seed_everything(0)
+    out = LlamaForSequenceClassification(config)
+    out.model.load_state_dict(model.model.state_dict())
+    return out
+
+
+def _tune(stage: str, base: Path, documents: list, scale: str, folder: Path, classes: Sequence[str] = ()) -> None:
     size = sizes(scale)
     model, tokenizer = load(base)
-    data = rows(documents, tokenizer, size.context)
+    if classes:
+        model = classifier(model, classes)
+        data = labelled_rows(*zip(*documents, strict=True), model, tokenizer, size.context)
+    else:
+        data = rows(documents, tokenizer, size.context)
     steps = size.tune_epochs * -(-len(data) // size.tune_batch)
     _make(stage, folder, model, tokenizer, data, steps=steps, batch_size=size.tune_batch, rate=size.tune_rate)
 
@@ -633,7 +705,10 @@ def load_models(
         ValueError: a model cannot be found or used, or the corpus has no embedded models.
     """
     if target is not None and retrained is not None:
-        return _loaded(given(target, retrained, tokenizer))
+        found = given(target, retrained, tokenizer)
+        for role in ("target", "retrained"):
+            check_kind(corpus, getattr(found, role), role)
+        return _loaded(found)
     if target is not None or retrained is not None:
         raise ValueError(f"target is {target!r} and retrained is {retrained!r}: give both or neither.")
     embedded = corpus.base is not None and scale in SIZES
@@ -696,6 +771,7 @@ def place(model: torch.nn.Module, config: RunConfig) -> None:
     device = loop.device()
     # What is stepped in another type than it is stored in is a mirror, and must hold more than bf16.
     mirrored = config.adapter == "delta" or config.moments == "fp32" or config.rounding == "stochastic"
+    mirrored = mirrored or config.guard == "sam"  # what it moves weights by is lost in bf16
     master = config.adapter != "lora" and (config.weights == "fp32" or mirrored)
     dtype = torch.float32 if device.type == "cpu" or master else torch.bfloat16
     for parameter in model.parameters():
@@ -704,15 +780,21 @@ def place(model: torch.nn.Module, config: RunConfig) -> None:
 
 
 def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Make a loaded model ready for one arm; the only place where the arms differ in training.
+    """Make a loaded model ready for one arm: ``adapted``, and the optimizer that ``optimizer_of`` makes for it."""
+    model = adapted(model, config)
+    return model, optimizer_of(model, config)
+
+
+def adapted(model: torch.nn.Module, config: RunConfig) -> torch.nn.Module:
+    """A loaded model with what one arm trains, and nothing else, requiring gradients.
 
     Args:
         model: the target, where ``place`` put it; adapted in place. Several processes shard it for ``full``.
-        config: resolved; ``adapter``, ``weights``, ``moments``, ``rounding``, ``learning_rate``, ``adam_beta2`` and the
-            LoRA fields are read.
+        config: resolved; ``adapter`` and the LoRA fields are read. For ``sure`` the weights of all linear layers
+            require gradients: of which alone they are to be trained is found out by them (``qru.sure``).
 
     Returns:
-        The model to train (wrapped by peft for ``lora``) and its optimizer, AdamW without weight decay.
+        The model to train, wrapped by peft for ``lora``.
     """
     if config.adapter == "lora":
         loop.seed_everything(config.seed)  # A is drawn at random, B is zero
@@ -724,14 +806,27 @@ def as_trainable(model: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mo
         )
         with quiet():
             model = get_peft_model(model, adapters)
+    elif config.adapter == "sure":
+        model.requires_grad_(False)
+        for layer in linear_layers(model).values():
+            layer.weight.requires_grad_(True)
     else:
         model.requires_grad_(True)
         processes.shard(model)
+    return model
+
+
+def optimizer_of(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW without weight decay over what requires gradients, stepped as an arm steps it.
+
+    Args:
+        config: resolved; ``adapter``, ``weights``, ``moments``, ``rounding``, ``learning_rate`` and ``adam_beta2`` are
+            read.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     rate, beta2 = config.learning_rate, config.adam_beta2
     if config.weights == "fp32":
-        return model, torch.optim.AdamW(trainable, lr=rate, betas=(BETA1, beta2), weight_decay=0.0)
-    optimizer = StoredBf16AdamW(
+        return torch.optim.AdamW(trainable, lr=rate, betas=(BETA1, beta2), weight_decay=0.0)
+    return StoredBf16AdamW(
         trainable, rate, beta2, config.moments or "bf16", config.rounding, from_zero=config.adapter == "delta"
     )
-    return model, optimizer

@@ -6,13 +6,13 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pandas as pd
 
-from qru.config import LATER, WHOLE, RunConfig
+from qru.config import WHOLE, later_defaults
 from qru.records import Record, examples_of, load_record, load_records
 from qru.registry import unknown
 from qru.reported import reported
@@ -29,6 +29,8 @@ ARMS = {
     ("lora", "fp32"): "LoRA",
     ("lora", "bf16"): "LoRA bf16",
     ("delta", "bf16"): "ΔW bf16",
+    ("sure", "bf16"): "SURE bf16",
+    ("sure", "fp32"): "SURE fp32",
 }
 ABSENT = "–"
 APART = "Published by others: other models, other corpora, other quantizers"
@@ -49,13 +51,13 @@ def arm_name(config: Mapping[str, Any]) -> str:
     name = ARMS.get(arm, " ".join(map(str, arm)))
     if config.get("moments") not in (None, config["weights"]):
         name += f", {config['moments']} moments"
-    return name + (", stochastic rounding" if config.get("rounding") == "stochastic" else "")
+    name += ", stochastic rounding" if config.get("rounding") == "stochastic" else ""
+    return name + (f", {config['guard']} guard" if config.get("guard") else "")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What runs of one cell share: everything but the seed. What came after a record was made is at its default."""
-    later = {field.name: field.default for field in fields(RunConfig) if field.name in LATER}
-    return later | {key: value for key, value in config.items() if key not in ("seed", "hash")}
+    return later_defaults() | {key: value for key, value in config.items() if key not in ("seed", "hash")}
 
 
 def seeded(files: Sequence[str] = (), scale: str = "mini") -> list[Record]:

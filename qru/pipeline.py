@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from qru import compress, forget_sets, inputs, launch, loop, models, paths, processes, records, scoring, verdict
-from qru.config import MEASURING, WHOLE, RunConfig, digest, stepped
+from qru.config import MEASURING, WHOLE, RunConfig, digest, later_defaults, stepped
 from qru.corpora import Corpus
 from qru.cost import Clock
 from qru.defaults import note
 from qru.loop import compute_precision
+from qru.objectives import forget_terms, parse_method
 from qru.parallel import side_by_side
 from qru.prediction import predict
 from qru.quantizers import load_quantizer
@@ -128,6 +129,7 @@ def _chain(config: RunConfig, corpus: Corpus, made: models.Checkpoints) -> list[
         settings["corpus"] = corpus.name
         parts = [settings, made.identity("target"), made.identity("retrained"), corpus.fingerprint, *made.beside()]
         label = f"{corpus.name}-{one.scale}-{one.method}-{one.adapter}-{one.weights}"
+        label += f"-{one.guard}" if one.guard else ""
         if name != WHOLE:  # the whole set is in the corpus's fingerprint, the others are not
             sets = [*sets, digest(forget_sets.documents(corpus, name))]
             parts.append(sets)
@@ -201,7 +203,10 @@ def _run(job: Job) -> None:
         before, found = _before_and_updates(config, made.target, folder, start == made.target)
         model, tokenizer = models.load(folder / "model")
         # From the settings and the target alone, as it could be said before anything was trained.
-        expected = {name: predict(config, before, name) for name in config.quantizers if name.startswith("rtn-")}
+        predictable = [name for name in config.quantizers if name.startswith("rtn-")]
+        if forget_terms[parse_method(config.method)[0]].negated:
+            predictable = []  # weights end where no step took them: what the optimizer can move does not say how far
+        expected = {name: predict(config, before, name) for name in predictable}
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
             file = folder / "partial" / f"{precision}.json"
@@ -272,7 +277,8 @@ def _trained_alike(job: Job) -> Record | None:
             continue
         with contextlib.suppress(ValueError):  # a damaged record is named where it is asked for
             record = records.load_record(folder)
-            same = all(name in record.config and record.config[name] == value for name, value in settings.items())
+            known = later_defaults() | record.config  # a record from before a field had its default
+            same = all(name in known and known[name] == value for name, value in settings.items())
             if same and origins.items() <= record.provenance.items() and "trained_by" not in record.provenance:
                 return record
     return None

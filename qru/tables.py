@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from qru.config import stepped
+from qru.config import later_defaults, stepped
 from qru.records import Record, examples_of
 
 # Heading of each metric, with its better direction (held against qru.metrics.direction by a test).
@@ -20,7 +20,16 @@ METRICS = {
     "utility": "Utility ↑",
     "disjoint": "Disjoint QA ↑",
 }
+# The same of classifiers.
+OF_CLASSIFIERS = {
+    "forget_accuracy": "Forget accuracy ↓",
+    "retain_accuracy": "Retain accuracy ↑",
+    "f1": "F1 ↑",
+    "mia": "MIA → retrained",
+}
+HEADINGS = METRICS | OF_CLASSIFIERS
 FORGOTTEN = {"verbmem": "text regained", "knowmem": "knowledge regained"}
+LABELS = {"forget_accuracy": "labels regained"}
 # VerbMem of a run on a part of the forget set: of what it and the requests before it were to forget, and of the rest.
 PARTS = {"forgotten": "VerbMem, to be forgotten ↓", "remaining": "VerbMem, not yet asked for"}
 UNDEFINED = "not measurable"
@@ -41,14 +50,16 @@ def labelled(*records: Record) -> dict[str, Record]:
     if not records:
         raise ValueError("no record was given.")
     shown = [record.config for record in records]
-    in_label = {"hash", "method", "adapter", "weights", "moments", "rounding"}
-    telling = [key for key in shown[0] if key not in in_label and any(c.get(key) != shown[0][key] for c in shown)]
+    in_label = {"hash", "method", "adapter", "weights", "moments", "rounding", "guard"}
+    shown = [config | {key: v for key, v in later_defaults().items() if key not in config} for config in shown]
+    keys = dict.fromkeys(key for config in shown for key in config if key not in in_label)
+    telling = [key for key in keys if any(config.get(key) != shown[0].get(key) for config in shown)]
     out: dict[str, Record] = {}
     bare = [arm_label(record) for record in records]
-    for record, label in zip(records, bare, strict=True):
+    for record, config, label in zip(records, shown, bare, strict=True):
         # Learning rate and the like differ between arms anyway; they are named only where the arm does not tell.
         if bare.count(label) > 1:
-            label += "".join(f", {key} {record.config[key]}" for key in telling)
+            label += "".join(f", {key} {config.get(key)}" for key in telling)
         if label in out:
             raise ValueError(f"{record.path} and {out[label].path} are records of the same configuration; give one.")
         out[label] = record
@@ -110,9 +121,9 @@ def score_table(*records: Record) -> pd.DataFrame:
     frame["cell"] = [with_interval(*row) for row in frame[["value", "low", "high"]].to_numpy()]
     table = frame.pivot(index=["model", "precision"], columns="metric", values="cell")
     rows = list(dict.fromkeys(zip(frame["model"], frame["precision"], strict=True)))
-    known = [metric for metric in METRICS if metric in table]
+    known = [metric for metric in HEADINGS if metric in table]
     table = table.reindex(pd.MultiIndex.from_tuples(rows, names=["model", "precision"]))[known]
-    return table.rename(columns=METRICS).rename_axis(columns=None)
+    return table.rename(columns=HEADINGS).rename_axis(columns=None)
 
 
 def recovered_table(*records: Record) -> pd.DataFrame:
@@ -121,11 +132,12 @@ def recovered_table(*records: Record) -> pd.DataFrame:
     for label, record in labelled(*records).items():
         for precision, found in record.extra["recovered"].items():
             row = {"model": label, "precision": precision}
-            for metric, heading in FORGOTTEN.items():
+            measured = {metric: heading for metric, heading in (FORGOTTEN | LABELS).items() if metric in found}
+            for metric, heading in measured.items():
                 share = found[metric]
                 shown = with_interval(share["value"], *share["ci"], digits=0) if share["defined"] else UNDEFINED
                 row[f"{heading} (%)"] = shown
-            forgotten = any(found[metric]["defined"] for metric in FORGOTTEN)  # else there is nothing to come back
+            forgotten = any(found[metric]["defined"] for metric in measured)  # else there is nothing to come back
             row["comes back"] = ("yes" if found["recovers"]["recovers"] else "no") if forgotten else UNDEFINED
             rows.append(row)
     return pd.DataFrame(rows).set_index(["model", "precision"])

@@ -11,8 +11,14 @@ from qru.records import Record
 from qru.tables import by_forget_set
 
 FORGOTTEN = {"verbmem": "text", "knowmem": "knowledge"}
+LABELS = {"forget_accuracy": "labels"}  # of a classifier, in the place of FORGOTTEN
 UNASKED = {"value": None, "ci": None, "defined": False, "reason": "the corpus has no examples of it"}
 SETS = {"scal": "sets of growing size, each at once", "sust": "requests one after another"}
+
+
+def forgotten(measured: Iterable[str]) -> dict[str, str]:
+    """Metric -> word for what it says is forgotten: of a language model or, by what was measured, of a classifier."""
+    return LABELS if set(LABELS) & set(measured) else FORGOTTEN
 
 
 def recovered(scores: dict[str, Any]) -> dict[str, Any]:
@@ -22,18 +28,19 @@ def recovered(scores: dict[str, Any]) -> dict[str, Any]:
         scores: ``scores[model][precision][metric]`` as in a record.
 
     Returns:
-        ``[precision][metric]`` -> ``{"value", "ci", "defined", "reason"}`` in percent for VerbMem and KnowMem, and
-        ``[precision]["recovers"]``: the rule of ``qru.metrics.recovers``.
+        ``[precision][metric]`` -> ``{"value", "ci", "defined", "reason"}`` in percent for VerbMem and KnowMem, or for
+        a classifier's forget accuracy, and ``[precision]["recovers"]``: the rule of ``qru.metrics.recovers``.
     """
     unlearned, target = scores["unlearned"], scores["target"]
+    words = forgotten(unlearned["bf16"])
     out = {}
     for precision in unlearned:
         if precision == "bf16":
             continue
-        there = [metric for metric in FORGOTTEN if metric in unlearned["bf16"]]
+        there = [metric for metric in words if metric in unlearned["bf16"]]
         before = {metric: unlearned["bf16"][metric]["per_example"] for metric in there}
         after = {metric: unlearned[precision][metric]["per_example"] for metric in there}
-        shares = dict.fromkeys(FORGOTTEN, UNASKED) | {
+        shares = dict.fromkeys(words, UNASKED) | {
             metric: recovered_share(before[metric], after[metric], target[precision][metric]["per_example"])
             for metric in there
         }
@@ -44,12 +51,19 @@ def recovered(scores: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+ARMS = {"full": "full fine-tuning", "lora": "LoRA", "delta": "a difference from zero", "sure": "SURE"}
+
+
 def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The verdict: one line on what was forgotten, one line a quantizer."""
     unlearned, target = scores["unlearned"]["bf16"], scores["target"]["bf16"]
-    what = {metric: word for metric, word in (FORGOTTEN | {"utility": "utility"}).items() if metric in unlearned}
+    words = forgotten(unlearned)
+    told = words | ({"retain_accuracy": "labels to keep", "f1": "F1"} if words is LABELS else {"utility": "utility"})
+    if words is LABELS:
+        told["forget_accuracy"] = "labels to forget"
+    what = {metric: word for metric, word in told.items() if metric in unlearned}
     changes = [f"{word} {target[m]['value']:.0f} → {unlearned[m]['value']:.0f}" for m, word in what.items()]
-    arm = {"full": "full fine-tuning", "lora": "LoRA", "delta": "a difference from zero"}[config["adapter"]]
+    arm = ARMS[config["adapter"]]
     how = stepped(config).removeprefix(config["weights"])
     part = f" {name}," if (name := config.get("forget_set", "all")) != "all" else ""
     lines = [
@@ -57,8 +71,8 @@ def sentences(scores: dict[str, Any], config: dict[str, Any]) -> list[str]:
         f"{', '.join(changes) or 'the corpus has no examples to measure forgetting with'}."
     ]
     for precision, shares in recovered(scores).items():
-        lost = {metric: word for metric, word in FORGOTTEN.items() if shares[metric]["defined"]}
-        kept = [word for metric, word in FORGOTTEN.items() if metric in what and metric not in lost]
+        lost = {metric: word for metric, word in words.items() if shares[metric]["defined"]}
+        kept = [word for metric, word in words.items() if metric in what and metric not in lost]
         if not lost:
             lines.append(f"under {precision}: nothing measurable was forgotten, so nothing can come back.")
             continue

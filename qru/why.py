@@ -172,10 +172,10 @@ def met(found: Iterable[Record]) -> list[Record]:
 
 def arm_of(config: dict[str, Any]) -> str:
     """The display name of a recorded run's arm."""
-    told = {key: config.get(key) for key in ("adapter", "weights", "moments", "rounding")}
+    told = {key: config.get(key) for key in ("adapter", "weights", "moments", "rounding", "guard")}
     told["rounding"] = told["rounding"] or "nearest"
     for name, fields in ARMS.items():
-        if told == {"moments": None, "rounding": "nearest"} | fields:
+        if told == {"moments": None, "rounding": "nearest", "guard": None} | fields:
             return name
     raise ValueError(f"no arm of the experiment is {told}; they are {', '.join(ARMS)}.")
 
