@@ -19,7 +19,7 @@ from qru import style
 from qru.records import Record
 from qru.registry import unknown
 from qru.style import INK, MUTED, drawing, precision_label
-from qru.tables import METRICS, crossing_frame, forget_set_frame, labelled, score_frame
+from qru.tables import HEADINGS, METRICS, OF_CLASSIFIERS, crossing_frame, forget_set_frame, labelled, score_frame
 
 PRECISION_MARKERS = ("o", "D", "s", "^", "v", "P", "X", "<", ">")
 MODULE_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
@@ -86,7 +86,7 @@ def sentence(text: str) -> Figure:
 
 
 def scores_by_precision(
-    *records: Record, metrics: Sequence[str] = ("verbmem", "knowmem", "privleak", "utility")
+    *records: Record, metrics: Sequence[str] = ("verbmem", "knowmem", "privleak", "utility", *OF_CLASSIFIERS)
 ) -> Figure:
     """Each metric over precisions with 95 % intervals: the target, every unlearned arm, the retrained model.
 
@@ -108,7 +108,7 @@ def scores_by_precision(
                 error = np.abs(np.stack([y - rows["low"], rows["high"] - y]))
                 ax.errorbar(x, y, yerr=error, capsize=2, elinewidth=1, **look[model])
                 ends[model] = (float(x[-1]), float(y[-1]))
-            ax.set_title(METRICS[metric])
+            ax.set_title(HEADINGS[metric])
             ax.set_ylabel("percent")
             ax.set_xticks(range(len(precisions)), [precision_label(p).replace(" ", "\n") for p in precisions])
             ax.margins(x=0.03)
@@ -127,12 +127,14 @@ def scores_by_precision(
 def forget_utility(*records: Record) -> Figure:
     """Forgetting against utility: arrows from each model in bf16 to its quantized versions; to the right is memory.
 
-    A corpus without questions on what is kept has no utility, and gets a sentence in place of the picture.
+    Of classifiers, the accuracy on what was to be forgotten against that on what was to be kept. A corpus without questions on what is kept has no utility, and gets a sentence in place of the picture.
     """
     frame = score_frame(labelled(*records))
     titles = {"verbmem": "forgotten text (VerbMem)", "knowmem": "forgotten knowledge (KnowMem)"}
+    titles |= {"forget_accuracy": "forgotten labels (forget accuracy)"}
     titles = {metric: title for metric, title in titles.items() if metric in set(frame["metric"])}
-    if not titles or "utility" not in set(frame["metric"]):
+    kept = "retain_accuracy" if "forget_accuracy" in titles else "utility"
+    if not titles or kept not in set(frame["metric"]):
         return sentence(
             "The corpus has no questions on what is kept, so there is no utility to set forgetting against."
         )
@@ -147,7 +149,7 @@ def forget_utility(*records: Record) -> Figure:
             for model in models:
                 colour = look[model]["color"]
                 rows = wide.loc[model].reindex(precisions)
-                x, y = rows[("value", metric)].to_numpy(), rows[("value", "utility")].to_numpy()
+                x, y = rows[("value", metric)].to_numpy(), rows[("value", kept)].to_numpy()
                 for end in range(1, len(x)):
                     ax.annotate(
                         "", xy=(x[end], y[end]), xytext=(x[0], y[0]),
@@ -163,7 +165,8 @@ def forget_utility(*records: Record) -> Figure:
             ax.set_xlabel("remembered (%) — less is better")
             ax.set_xlim(-4, 104)
             ax.xaxis.set_major_locator(MaxNLocator(6))
-        axes[0].set_ylabel("utility (%) — more is better")
+        what = "utility" if kept == "utility" else "labels kept (retain accuracy)"
+        axes[0].set_ylabel(f"{what} (%) — more is better")
         low, high = axes[0].get_ylim()
         middle, half = (low + high) / 2, max(20, (high - low) / 2 + 4)  # small differences must not fill the picture
         axes[0].set_ylim(max(-4, middle - half), min(104, middle + half))
@@ -185,6 +188,7 @@ def learning_curve(*records: Record) -> Figure:
     look = looks(list(arms))
     histories = {label: pd.DataFrame(record.extra["history"]) for label, record in arms.items()}
     panels = {"forget": "forget term", "retain": "retain term", "verbmem": "VerbMem, stopping half (%)"}
+    panels["forget_accuracy"] = "forget accuracy, stopping half (%)"
     panels = {key: title for key, title in panels.items() if any(key in h for h in histories.values())}
     with drawing():
         figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.1), squeeze=False)
@@ -197,7 +201,7 @@ def learning_curve(*records: Record) -> Figure:
             ax.set_title(title)
             ax.set_xlabel("step")
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            if key != "verbmem":
+            if key not in ("verbmem", "forget_accuracy"):
                 ax.set_ylabel("loss (nats)")
         handles = [Line2D([], [], label=label, **look[label]) for label in arms]
         figure.legend(handles=handles, loc="lower center", ncols=len(handles))

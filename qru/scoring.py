@@ -28,13 +28,14 @@ def forget_halves(corpus: Corpus) -> tuple[dict[str, list[int]], dict[str, list[
         (stopping, reported), each metric -> positions, as ``evaluate`` takes them.
     """
     counts = {"verbmem": len(corpus.verbmem), "knowmem": len(corpus.knowmem.get("forget_qa", []))}
+    counts["forget_accuracy"] = len(corpus.labels.get("forget", []))
     counts = {name: n for name, n in counts.items() if name in corpus.measurable}
     stopping, reported = ({name: list(range(at, n, 2)) for name, n in counts.items()} for at in (0, 1))
     return stopping, reported
 
 
 def half(scores: dict[str, Any], reported: dict[str, list[int]]) -> dict[str, Any]:
-    """Restrict ROUGE scores to the reported examples; a score already restricted is left as it is."""
+    """Restrict scores to the reported examples; a score already restricted is left as it is."""
     out = dict(scores)
     for name, chosen in reported.items():
         if (score := scores.get(name)) is None:

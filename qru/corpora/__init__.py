@@ -10,7 +10,12 @@ from .muse import REVISIONS, load_folder, load_hub
 from .own import load_lines, load_texts
 from .world import SIZES
 
-__all__ = ["REVISIONS", "BaseText", "Corpus", "load_corpus"]
+__all__ = ["REVISIONS", "BaseText", "Corpus", "has_labels", "load_corpus"]
+
+
+def has_labels(name: str) -> bool:
+    """Whether what ``load_corpus`` takes by this name is a corpus with labels, for classifiers; nothing is loaded."""
+    return getattr(registry[name], "labelled", False) if name in registry else name.casefold().endswith(".csv")
 
 
 def load_corpus(

@@ -85,6 +85,11 @@ class Corpus:
         return tuple(name for name, given in data.items() if given)
 
     @property
+    def classes(self) -> list[str]:
+        """The labels that there are, sorted; none for a corpus without."""
+        return sorted({label for labels in self.labels.values() for label in labels})
+
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) over every text and pair of the corpus, in order; equal corpora have equal fingerprints.
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 TAILS = (0.025, 0.975)
-RECOVERY_POINTS = {"verbmem": 10.0, "knowmem": 5.0}  # rises, in points, above which knowledge has come back
+# Rises, in points, above which what was forgotten has come back; of labels it is our own.
+RECOVERY_POINTS = {"verbmem": 10.0, "knowmem": 5.0, "forget_accuracy": 10.0}
 
 
 def as_scores(values: Sequence[float], name: str) -> np.ndarray:
@@ -133,7 +134,8 @@ def recovers(
     """Whether quantizing brought knowledge back: VerbMem up by ≥ 10 points or KnowMem by ≥ 5, paired interval above 0.
 
     Args:
-        bf16: per-example scores in [0, 1] of the unlearned model, by metric: ``verbmem``, ``knowmem`` or both.
+        bf16: per-example scores in [0, 1] of the unlearned model, by metric: ``verbmem``, ``knowmem`` or both, or a
+            classifier's ``forget_accuracy`` (a rise of 10 points).
         quantized: of the same model and examples, quantized.
 
     Returns:

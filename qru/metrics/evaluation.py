@@ -12,8 +12,10 @@ from qru.metrics.options import Options
 from qru.metrics.privleak import MISSING_REFERENCE
 from qru.metrics.registry import registry
 from qru.metrics.score import Context, Score
+from qru.models import classifies
 
 METRICS = ("verbmem", "knowmem", "privleak", "utility", "disjoint")
+OF_CLASSIFIERS = ("forget_accuracy", "retain_accuracy", "f1", "mia")
 
 
 def evaluate(
@@ -31,14 +33,15 @@ def evaluate(
     """Score a model on a corpus.
 
     Args:
-        model: causal language model, scored in the arithmetic and on the device it is in; its train or eval mode is
-            restored.
+        model: causal language model, or a classifier for a corpus with labels; scored in the arithmetic and on the
+            device it is in; its train or eval mode is restored.
         tokenizer: the model's.
         corpus: a ``Corpus``.
         retrained: PrivLeak's reference: the retrained model in bf16 values, or its scores as ``retrained_scores``
             gives them (``{"forget": [...], "holdout": [...]}``; by metric where several of PrivLeak's kind are asked
             for). Other metrics do not need it.
-        metrics: names, in the order wanted. Left alone, "disjoint" is skipped for a corpus without disjoint questions.
+        metrics: names, in the order wanted. Left alone, "disjoint" is skipped for a corpus without disjoint questions,
+            and a corpus with labels has its own: ``OF_CLASSIFIERS``, as far as it has data for them.
             Beside these there are "exact_memorization", "extraction_strength", "privleak_ppl", "privleak_zlib" and
             "privleak_min_k++".
         examples: metric -> positions to score (None or absent: all). For PrivLeak they choose forget texts.
@@ -59,6 +62,8 @@ def evaluate(
     options = options or Options()
     if not isinstance(options, Options):
         raise ValueError(f"options must be an Options, not {options!r}")
+    if metrics is METRICS and getattr(corpus, "labels", None):
+        metrics = corpus.measurable
     functions = {name: registry[name] for name in metrics}
     if not functions:
         raise ValueError(f"metrics is empty; known: {', '.join(registry.names())}")
@@ -73,6 +78,7 @@ def evaluate(
     compared = [name for name in functions if name in OF_TEXT]
     if compared and retrained is None:
         raise ValueError(MISSING_REFERENCE)
+    check_kind(model, list(functions))
     check_tokenizer(model, tokenizer)
     stored = _stored(retrained, tokenizer, corpus, compared, options) if compared else None
     work = 0
@@ -113,10 +119,25 @@ def check_texts(model, tokenizer, corpus, metrics: Sequence[str], options: Optio
     Raises:
         ValueError: tokenizer of another model, a text longer than the model's positions or too short for Min-K.
     """
+    check_kind(model, metrics)
     check_tokenizer(model, tokenizer)
     for name in metrics:
         if (check := registry[name].check) is not None:
             check(model, tokenizer, corpus, Context(None, options=options or Options()))
+
+
+def check_kind(model, metrics: Sequence[str]) -> None:
+    """Refuse a language model for what is asked of classifiers, and a classifier for what is asked of language models.
+
+    Raises:
+        ValueError: naming the first such metric, and the model's class.
+    """
+    classifier = classifies(model)
+    for name in metrics:
+        if (name in OF_CLASSIFIERS) != classifier:
+            needed = "a classifier, such as LlamaForSequenceClassification"
+            needed = needed if name in OF_CLASSIFIERS else "a language model, such as LlamaForCausalLM"
+            raise ValueError(f"{name} is measured on {needed}, and the model is a {type(model).__name__}.")
 
 
 def _stored(retrained, tokenizer, corpus, metrics: list[str], options: Options) -> dict[str, dict] | None:

@@ -112,7 +112,7 @@ def min_k_plus_score(standardized: Sequence[float], k: float = 0.4) -> float:
     return -lowest_mean(standardized, k)
 
 
-def _wins(forget: Sequence[float], holdout: Sequence[float], model: str) -> np.ndarray:
+def wins(forget: Sequence[float], holdout: Sequence[float], model: str) -> np.ndarray:
     """1 where a forget text scores higher than a holdout text, 1/2 at ties: (n_forget, n_holdout)."""
     forget, holdout = as_scores(forget, f"forget of {model}"), as_scores(holdout, f"holdout of {model}")
     return (np.sign(forget[:, None] - holdout[None, :]) + 1) / 2
@@ -124,14 +124,14 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     Raises:
         ValueError: a side is empty or holds a value that is not finite.
     """
-    return float(_wins(forget, holdout, "the model").mean())
+    return float(wins(forget, holdout, "the model").mean())
 
 
 def _both(forget, holdout, retrained_forget, retrained_holdout) -> tuple[np.ndarray, np.ndarray]:
     if retrained_forget is None or retrained_holdout is None:
         raise ValueError(MISSING_REFERENCE)
-    model = _wins(forget, holdout, "the model")
-    reference = _wins(retrained_forget, retrained_holdout, "the retrained model")
+    model = wins(forget, holdout, "the model")
+    reference = wins(retrained_forget, retrained_holdout, "the retrained model")
     if reference.mean() == 0:
         raise ValueError(
             "the retrained model's AUC is 0: it finds every forget text likelier than every holdout text, as a model "

@@ -34,7 +34,7 @@ def metric(
 
 
 def direction(name: str) -> Better:
-    """Which way a metric is better: "lower", "higher" or "towards zero".
+    """Which way a metric is better: "lower", "higher", "towards zero" or "towards retrained" (that model's value).
 
     Raises:
         ValueError: no metric has that name.

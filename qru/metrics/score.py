@@ -9,7 +9,7 @@ from typing import Literal
 
 from qru.metrics.options import Options
 
-Better = Literal["lower", "higher", "towards zero"]
+Better = Literal["lower", "higher", "towards zero", "towards retrained"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Score:
     Attributes:
         value: percent.
         ci: (low, high) of the 95 % bootstrap interval over examples, percent.
-        per_example: what the value is the mean of, one number in [0, 1] per example; for PrivLeak and its kin
-            ``{"forget": [...], "holdout": [...]}``, the score of each text.
-        responses: what the model generated, one string per example, where it generated anything.
+        per_example: what the value is the mean of, one number in [0, 1] per example (F1 is none, and has whether each
+            was right); for PrivLeak and its kin ``{"forget": [...], "holdout": [...]}``, the score of each text.
+        responses: what the model generated, or the label that it gave, one string per example, where there is any.
     """
 
     value: float
