@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from qru.defaults import LORA_EPOCHS, MUSE, MUSE_LORA
 from qru.launch import AT_ONCE
 from qru.models import CONTEXT, linear_layers
-from qru.objectives import parse_method, retain_terms
+from qru.objectives import forget_terms, parse_method, retain_terms
 from qru.scoring import SCORED_AT_ONCE
 
 GPU_BYTES = 80e9
@@ -116,6 +116,7 @@ def training_memory(
     """
     retain = parse_method(method)[1]
     distribution = bool(retain) and retain_terms[retain].reference == "distribution"
+    compared = bool(retain) and retain_terms[retain].reference is not None
     tokens = at_once * CONTEXT["muse"] * (2 if retain else 1)
     stepped = {"bf16": 2, "fp32": 4}[weights]
     lora = adapter == "lora"
@@ -129,7 +130,7 @@ def training_memory(
         weights=held,
         gradients=stepped * trained,
         moments=2 * stepped * trained,
-        reference=stepped * shape.parameters if distribution and not lora else 0,
+        reference=stepped * shape.parameters if compared and not lora else 0,
         casts=2 * shape.linear if weights == "fp32" and not lora else 0,
         activations=tokens * (2 * shape.layers * shape.hidden + layer),
         # Logits in bf16 and fp32, their log-softmax in fp32, and the gradients of these two; with a distribution to
@@ -147,12 +148,12 @@ def training_flops(shape: Shape, method: str, adapter: str, epochs: int, forget_
     """Arithmetic of a run's training: 2 N a token forwards, again for checkpointing, 4 N backwards (2 N for LoRA).
 
     A retain document of the same length goes along with each forget document; KLR asks its reference for 2 N a retain
-    token, NPO for 2 N a forget token once.
+    token, NPO for 2 N a forget token once. What DPO prefers to a document is not counted.
     """
     forget, retain = parse_method(method)
     each = 2 + 2 + (2 if adapter == "lora" else 4)
-    of_forget = epochs * each + (2 if forget == "npo" else 0)
-    of_retain = epochs * (each + (2 if retain_terms[retain].reference == "distribution" else 0)) if retain else 0
+    of_forget = epochs * each + (2 if forget_terms[forget].reference else 0)
+    of_retain = epochs * (each + (2 if retain_terms[retain].reference else 0)) if retain else 0
     return shape.parameters * forget_tokens * (of_forget + of_retain)
 
 

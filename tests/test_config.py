@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from qru.config import QUANTIZERS, SCALES, RunConfig, digest
+from qru.config import GUARD_OPTIONS, QUANTIZERS, SCALES, RunConfig, digest
 from qru.defaults import BATCH_SIZE, note, resolve
 
 
@@ -42,7 +42,10 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"learning_rate": math.nan}, "learning_rate is nan; it must be finite"),
         ({"learning_rate": True}, "learning_rate is True, a bool"),
         ({"beta": "0.1"}, "beta is '0.1', a str"),
-        ({"beta": None}, "beta is None"),
+        ({"gamma": -1}, "gamma is -1; it must be 0 or more"),
+        ({"steering": 0}, "steering is 0; it must be positive"),
+        ({"task_scaling": -0.5}, "task_scaling is -0.5; it must be 0 or more"),
+        ({"hidden_layer": 1.5}, "hidden_layer is 1.5; it must be a whole number, 0 or more"),
         ({"lora_alpha": math.inf}, "lora_alpha is inf"),
         ({"target": "a/model"}, "retrained is not given: target and retrained come together"),
         ({"retrained": "a/model"}, "target is not given"),
@@ -99,11 +102,60 @@ def test_every_scale_that_is_offered_resolves():
 
 def test_resolved_configs_say_everything():
     resolved = resolve(RunConfig(method="ga_klr", adapter="lora")).to_dict()
-    assert [key for key, value in resolved.items() if value is None] == [
-        "target", "retrained", "tokenizer", "moments", "metrics",
-    ]  # fmt: skip
+    optional = {
+        "target", "retrained", "tokenizer", "moments", "metrics", "guard", "guard_weight", "sure_percentile",
+        "gamma", "steering", "hidden_layer", "task_scaling",
+    }  # fmt: skip
+    assert {key for key, value in resolved.items() if value is None} == optional | GUARD_OPTIONS.keys()
     assert resolve(RunConfig(adapter="full")).weights == "bf16"
     assert resolve(RunConfig(adapter="lora")).weights == "fp32"
+
+
+def test_every_method_has_its_own_beta_and_what_it_alone_reads():
+    """The papers' six keep the β they had, and nothing else of theirs moved into their keys."""
+    for method in ("ga", "npo", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr"):
+        resolved = resolve(RunConfig(method=method))
+        assert resolved.beta == 0.1
+        assert not {"gamma", "steering", "hidden_layer", "task_scaling"} & resolved.identity().keys()
+    assert resolve(RunConfig(beta=0.3)).beta == 0.3
+    simnpo = resolve(RunConfig(method="simnpo_gdr"))
+    assert (simnpo.beta, simnpo.gamma) == (2.5, 0.0)
+    assert simnpo.identity()["gamma"] == 0.0
+    assert resolve(RunConfig(method="rmu_actr", scale="mini")).steering == 100.0
+    given = {"learning_rate": 1e-5, "epochs": 5, "retain_weight": 1200.0}
+    assert resolve(RunConfig(method="rmu_actr", scale="muse", **given)).steering == 6.5
+
+
+def test_a_task_vector_is_scaled_as_told_or_up_to_the_goal():
+    by_goal = resolve(RunConfig(method="taskvector"))
+    assert (by_goal.forget_goal, by_goal.task_scaling) == (25.0, None)
+    for settings, scaling in (({"task_scaling": 3.0}, 3.0), ({"epochs": 2}, 1.0), ({"scale": "smoke"}, 1.0)):
+        told = resolve(RunConfig(method="taskvector", **settings))
+        assert (told.forget_goal, told.task_scaling) == (None, scaling)
+        assert resolve(told) == told
+    with pytest.raises(ValueError, match=r"task_scaling is 2.0 and forget_goal 30: .* Leave one of them out"):
+        resolve(RunConfig(method="taskvector", task_scaling=2.0, forget_goal=30))
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("npo_gdr", {"gamma": 0.0}),
+        ("simnpo", {"steering": 5.0}),
+        ("ga_klr", {"hidden_layer": 1}),
+        ("ga", {"task_scaling": 1.0}),
+    ],
+)
+def test_what_a_method_does_not_read_is_refused(method, values):
+    (name,) = values
+    with pytest.raises(ValueError, match=f"{name} is .*, but method '{method}' does not read it: leave it out"):
+        resolve(RunConfig(method=method, **values))
+
+
+def test_methods_without_published_settings_say_so_at_muse():
+    for method in ("simnpo_gdr", "rmu_actr", "idkdpo_klr", "dpo", "taskvector"):
+        with pytest.raises(ValueError, match=f"no defaults are published at muse for {method} full"):
+            resolve(RunConfig(method=method, scale="muse"))
 
 
 def test_how_to_look_at_a_goal_needs_one():

@@ -212,13 +212,15 @@ def test_a_term_is_the_mean_that_it_says(name):
 
     def said():
         distribution = torch.randn(5, 9, 11, dtype=torch.float64).log_softmax(-1)
-        return objectives.Said(distribution[..., 0], mask, distribution)
+        preferred = objectives.Said(distribution[..., 1], mask)
+        return objectives.Said(distribution[..., 0], mask, distribution, hidden=distribution, preferred=preferred)
 
     policy, reference = said(), said()
 
     def value(rows):
-        ours, theirs = (objectives.Said(*(part[rows] for part in s)) for s in (policy, reference))
-        return term(ours, theirs if term.reference else None, *([0.1] if forget else [])).item()
+        ours, theirs = (one.rows(rows) for one in (policy, reference))
+        settings = objectives.Settings(0.1, 0.5, torch.ones(11, dtype=torch.float64))
+        return term(ours, theirs if term.reference else None, *([settings] if forget else [])).item()
 
     parts = [slice(0, 2), slice(2, 5)]
     amounts = [lengths[rows].sum().item() if term.mean == "tokens" else rows.stop - rows.start for rows in parts]

@@ -7,7 +7,7 @@ import torch
 
 from qru.config import RunConfig
 from qru.defaults import EPOCHS, GOAL, MINI, MINI_OTHER, resolve
-from qru.objectives import Said, forget_terms, methods, retain_terms
+from qru.objectives import Said, Settings, forget_terms, methods, retain_terms
 from qru.quantizers import Update, families, load_quantizer
 
 EXAMPLES = [example for family in families.names() for example in families[family].examples]
@@ -15,8 +15,9 @@ EXAMPLES = [example for family in families.names() for example in families[famil
 
 def said(seed):
     logits = torch.randn(3, 6, 9, generator=torch.Generator().manual_seed(seed), requires_grad=True)
-    distribution = logits.log_softmax(-1)
-    return Said(distribution[..., 0], torch.ones(3, 6, dtype=torch.bool), distribution), logits
+    distribution, mask = logits.log_softmax(-1), torch.ones(3, 6, dtype=torch.bool)
+    preferred = Said(distribution[..., 1], mask)
+    return Said(distribution[..., 0], mask, distribution, hidden=logits, preferred=preferred), logits
 
 
 @pytest.mark.parametrize("registry", [forget_terms, retain_terms], ids=lambda r: r.kind)
@@ -30,7 +31,7 @@ def test_every_term_says_its_formula_and_source(registry):
 @pytest.mark.parametrize("name", forget_terms.names())
 def test_every_forget_term_is_a_finite_scalar_with_a_gradient(name):
     policy, logits = said(0)
-    loss = forget_terms[name](policy, said(1)[0], 0.1)
+    loss = forget_terms[name](policy, said(1)[0], Settings(0.1, 0.0, torch.ones(9)))
     loss.backward()
     assert loss.shape == ()
     assert torch.isfinite(logits.grad).all()
