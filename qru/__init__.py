@@ -23,6 +23,7 @@ _HOMES = {
     "run": "qru.pipeline",
     "evaluate": "qru.metrics",
     "audit": "qru.compress",
+    "certify": "qru.certificate",
     "quantize_checkpoint": "qru.ship",
     "QuantSpec": "qru.ops",
     "merge_quantize": "qru.ops",
