@@ -13,7 +13,8 @@ from typing import Any
 from qru.registry import unknown
 
 INJECTED = "# Parameters"  # how the cell that papermill puts behind the parameters cell begins
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "object": str | int | float}
+CALLED = {"object": "a name or a number"}
 
 
 def declared_parameters(source: str) -> dict[str, tuple[str, Any]] | None:
@@ -55,7 +56,7 @@ def checked(name: str, kind: str, default: Any, value: Any) -> Any:
 
     Args:
         name: of the parameter.
-        kind: ``"str"``, ``"int"``, ``"float"``, ``"bool"`` or ``"list"``.
+        kind: ``"str"``, ``"int"``, ``"float"``, ``"bool"``, ``"list"``, or ``"object"`` for a name or a number.
         default: a parameter whose default is ``None`` may be ``None``.
         value: as the notebook has it; a list may be given as text with commas, since ``-p`` carries only scalars.
 
@@ -72,7 +73,8 @@ def checked(name: str, kind: str, default: Any, value: Any) -> Any:
         return float(value)
     if not isinstance(value, TYPES[kind]) or (kind != "bool" and isinstance(value, bool)):
         also = " or None" if default is None else " (text with commas)" if kind == "list" else ""
-        raise ValueError(f"parameter {name!r} is {value!r}, a {type(value).__name__}; it must be {kind}{also}.")
+        what = CALLED.get(kind, kind)
+        raise ValueError(f"parameter {name!r} is {value!r}, a {type(value).__name__}; it must be {what}{also}.")
     return value
 
 
