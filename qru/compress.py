@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from qru import records
+from qru import calibration, records
 from qru.checkpoint_audit import audit_checkpoint
 from qru.counts import survival, total
 from qru.models import in_layers, linear_layers, load_weights, loading, quiet
 from qru.ops import QuantSpec, merge_quantize
 from qru.peft_adapter import BASE_FILE, into_digest, refusal, supported
-from qru.quantizers import Quantizer, Update
+from qru.quantizers import Calibrated, Quantizer, Update, activations_of, calibration_of
+from qru.quantizers.crossings import merged
 
 
 def updates(
@@ -188,12 +190,17 @@ def merged_model(target: torch.nn.Module, trained: torch.nn.Module) -> torch.nn.
 
 @torch.no_grad()
 def quantize_layers(
-    model: torch.nn.Module, before: dict[str, torch.Tensor], found: dict[str, Update], quantizer: Quantizer
+    model: torch.nn.Module,
+    before: dict[str, torch.Tensor],
+    found: dict[str, Update],
+    quantizer: Quantizer | Calibrated,
+    text: torch.Tensor | None = None,
 ) -> dict:
     """Quantize a model's linear layers in place and count what crossed a bin.
 
     The new values come from ``before`` and ``found``, not from what the layers hold: one model can be given one
-    quantizer after the other. Embeddings, norms and head stay as they are.
+    quantizer after the other. Embeddings, norms and head stay as they are. A quantizer that rounds activations, too,
+    does so whenever the model runs, until the model is given another quantizer.
 
     Args:
         model: of the architecture of the target; its linear layers hold dequantized values afterwards, rounded to the
@@ -201,18 +208,56 @@ def quantize_layers(
         before: layer -> weight (out, in) before unlearning, as stored; on any device.
         found: layer -> update that leads from there to what is quantized.
         quantizer: from ``load_quantizer``.
+        text: (rows, T) of tokens that a calibrated quantizer is calibrated on, from ``calibration.text_for``.
 
     Returns:
-        ``{"layers": {layer: counts}, "total": counts}``.
+        ``{"layers": {layer: counts}, "total": counts}``; of a calibrated quantizer also ``calibration``: its ``text``,
+        and how many ``rows`` and ``tokens`` that was.
+
+    Raises:
+        ValueError: a calibrated quantizer is given no text.
     """
-    counts = {}
-    for name, layer in linear_layers(model).items():
-        device = layer.weight.device
-        update = Update(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in found[name]))
-        weight, stats = quantizer(before[name].to(device), update, name)
-        layer.weight.copy_(weight)
-        counts[name] = stats | survival(stats)
-    return {"layers": counts, "total": total(counts)}
+    layers = linear_layers(model)
+    for layer in layers.values():
+        _round_activations(layer, None)  # what an earlier quantizer left, before anything is calibrated
+    counts: dict[str, dict] = {}
+    about = {}
+    if kind := calibration_of(quantizer):
+        if text is None:
+            raise ValueError(f"{quantizer.name} is calibrated: give quantize_layers the text of calibration.text_for.")
+        about = {"calibration": {"text": kind, "rows": len(text), "tokens": text.numel()}}
+        for name, layer in layers.items():
+            layer.weight.copy_(merged(*_on_device(before[name], found[name], layer), name))
+        for block in calibration.by_block(model, text):
+            for names, inputs in block.items():
+                pairs = {name: _on_device(before[name], found[name], layers[name]) for name in names}
+                for name, (weight, stats) in quantizer(pairs, inputs).items():
+                    layers[name].weight.copy_(weight)
+                    counts[name] = stats | survival(stats)
+        counts = {name: counts[name] for name in layers}
+    else:
+        for name, layer in layers.items():
+            weight, stats = quantizer(*_on_device(before[name], found[name], layer), name)
+            layer.weight.copy_(weight)
+            counts[name] = stats | survival(stats)
+    for layer in layers.values():
+        _round_activations(layer, activations_of(quantizer))
+    return {"layers": counts, "total": total(counts)} | about
+
+
+def _on_device(weight: torch.Tensor, update: Update, layer: torch.nn.Module) -> tuple[torch.Tensor, Update]:
+    """A weight and its update where a layer is."""
+    device = layer.weight.device
+    return weight.to(device), Update(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in update))
+
+
+def _round_activations(layer: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+    """Let a layer read ``function`` of its input from now on; ``None``: the input itself."""
+    if handle := vars(layer).pop("qru_activations", None):
+        handle.remove()
+    if function is not None:
+        handle = layer.register_forward_pre_hook(lambda module, arguments: (function(arguments[0]), *arguments[1:]))
+        layer.qru_activations = handle
 
 
 def stored_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from qru import checkpoint, guards, models, processes
+from qru import calibration, checkpoint, guards, models, processes
 from qru.config import RunConfig, regime
 from qru.corpora import REVISIONS, Corpus, load_corpus
 from qru.corpora.corpus import registry
@@ -61,6 +61,7 @@ def find(configs: Sequence[RunConfig], train: bool = True) -> list[Inputs]:
         if train:
             _check_retain(config, corpora[config.corpus, config.scale])
         _check_goal(config, corpora[config.corpus, config.scale])
+        calibration.check([load_quantizer(name) for name in config.quantizers], corpora[config.corpus, config.scale])
         _check_metrics(config, corpora[config.corpus, config.scale])
     named = {_names(c): None for c in configs if c.target is not None}
     given = {names: models.given(*names) for names in named}
@@ -85,12 +86,12 @@ def _check_retain(config: RunConfig, corpus: Corpus) -> None:
         if name and corpus.labels and (known[name].hidden or known[name].preferred):
             raise ValueError(
                 f"method {config.method!r} with corpus {corpus.name!r}: {name} reads every token of a document, and a "
-                "classifier says one thing of the whole. Take a method of ga, npo, simnpo or taskvector, with gdr or klr."
+                "classifier says one thing of the whole. Take ga, npo, simnpo or taskvector, alone or with gdr or klr."
             )
     if forget_terms[forget_term].preferred == "retain" and not any(text.strip() for text in corpus.raw["retain1"]):
         raise ValueError(
-            f"method {config.method!r} prefers texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 (to "
-            "your own texts: retain), or take idkdpo, which prefers refusals."
+            f"method {config.method!r} prefers texts to retain, and corpus {corpus.name!r} has none: add raw/retain1 "
+            "(to your own texts: retain), or take idkdpo, which prefers refusals."
         )
     if retain_term and not any(text.strip() for text in corpus.raw["retain1"]):
         raise ValueError(

@@ -27,3 +27,8 @@ def runs_dir() -> Path:
 def cache_dir() -> Path:
     """Base, target and retrained models and unfinished work; safe to delete, costly to rebuild."""
     return root() / ".cache"
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file: the slash of ``rtn-int4-g128-sym-2^(N-1)-1/2`` would be a folder."""
+    return name.replace("/", "_")

@@ -13,7 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qru import compress, forget_sets, inputs, launch, loop, models, paths, processes, records, scoring, verdict
+from qru import (
+    calibration,
+    compress,
+    forget_sets,
+    inputs,
+    launch,
+    loop,
+    models,
+    paths,
+    processes,
+    records,
+    scoring,
+    verdict,
+)
 from qru.config import MEASURING, WHOLE, RunConfig, digest, later_defaults, stepped
 from qru.corpora import Corpus
 from qru.cost import Clock
@@ -209,7 +222,7 @@ def _run(job: Job) -> None:
         expected = {name: predict(config, before, name) for name in predictable}
 
         def score(model: torch.nn.Module, precision: str) -> dict[str, Any]:
-            file = folder / "partial" / f"{precision}.json"
+            file = folder / "partial" / f"{paths.file_name(precision)}.json"
             if not file.is_file():
                 with clock.stage(f"score {precision}"):
                     say(f"scoring {label}: {precision}")
@@ -224,7 +237,8 @@ def _run(job: Job) -> None:
         crossings = {}
         for quantizer in quantizers:
             with clock.stage(f"quantize {quantizer.name}"):
-                crossings[quantizer.name] = compress.quantize_layers(model, before, found, quantizer)
+                text = calibration.text_for(quantizer, corpus, model, tokenizer)
+                crossings[quantizer.name] = compress.quantize_layers(model, before, found, quantizer, text)
             scores["unlearned"][quantizer.name] = score(model, quantizer.name)
         if config.metrics:  # of the baselines, too, which have all
             scores = {m: {p: {n: s[n] for n in config.metrics} for p, s in by.items()} for m, by in scores.items()}

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from qru import compress, models, paths, records
+from qru import calibration, compress, models, paths, records
 from qru.config import digest
 from qru.corpora import Corpus
 from qru.forget_sets import restricted
 from qru.metrics import Options, Score, evaluate, privleak, privleak_ci, retrained_scores
 from qru.parallel import side_by_side, threads
-from qru.quantizers import Update, load_quantizer
+from qru.quantizers import Update, calibration_of, load_quantizer
 from qru.records import locked, say
 
 # Sequences of a model of billions of weights that are scored together: keys and values of 32 fit beside it on one GPU.
@@ -122,7 +122,16 @@ def _baseline_file(
     """Where the scores of target or retrained at one precision are kept, for all runs."""
     parts = [made.identity(role), made.identity("retrained"), corpus.fingerprint, *made.beside()]
     folder = digest([*parts, "chat_template"] if chat_template else parts)[:16]
-    return paths.cache_dir() / "scores" / folder / f"{quantizer or 'bf16'}.json"
+    return paths.cache_dir() / "scores" / folder / f"{paths.file_name(_measured_as(quantizer))}.json"
+
+
+def _measured_as(quantizer: str | None) -> str:
+    """What scores at one precision are called, with a digest of what else they depend on where a name does not say."""
+    if quantizer in (None, "reference"):
+        return quantizer or "bf16"
+    if calibration_of(load_quantizer(quantizer)):
+        return f"{quantizer}-{digest(calibration.RECIPE)[:8]}"
+    return quantizer
 
 
 def _score_baseline(
@@ -132,7 +141,9 @@ def _score_baseline(
     if quantizer:
         before = compress.stored_layers(model)
         unchanged = {name: Update(new_weight=weight) for name, weight in before.items()}
-        compress.quantize_layers(model, before, unchanged, load_quantizer(quantizer))
+        loaded = load_quantizer(quantizer)
+        text = calibration.text_for(loaded, corpus, model, tokenizer)
+        compress.quantize_layers(model, before, unchanged, loaded, text)
     say(f"scoring {role}: {quantizer or 'bf16'}")
     reference = privleak_reference(made, corpus)
     scores = scored(model, tokenizer, corpus, chat_template, retrained=reference)

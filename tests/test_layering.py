@@ -15,15 +15,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "qru"
 LEVELS = {
     "registry": 0, "paths": 0, "style": 0, "counts": 0,
     "config": 1, "records": 1, "reported": 1, "kernel_record": 1, "notebook": 1, "processes": 1, "tensor_file": 1,
+    "watch": 1,
     "ops": 2, "corpora": 2, "optimizers": 2, "checkpoint": 2, "cost": 2, "loop": 2, "parallel": 2, "tables": 2,
     "models": 3, "launch": 3, "figures": 3, "typeset": 3, "peft_adapter": 3,
     "guards": 4, "sure": 4,
     "objectives": 4, "quantizers": 4, "metrics": 4, "kernel_figures": 4, "why_figures": 4, "shards": 4,
     "sheet": 4, "evaluation_sheet": 5, "print_figures": 5, "paper_tables": 5, "paper_figures": 6,
     "defaults": 5, "forget_sets": 5, "verdict": 5, "unlearn": 5, "checkpoint_audit": 5,
+    "calibration": 5,
     "formats": 5,
     "compress": 6, "prediction": 6, "audit_report": 6,
-    "scoring": 7, "movement": 7, "ship": 7, "ship_card": 2, "ship_bench": 8,
+    "scoring": 7, "movement": 7, "ship": 7, "ship_card": 2, "ship_input": 6, "ship_record": 2,
+    "ship_llmcompressor": 1, "ship_figures": 4, "ship_bench": 8,
     "inputs": 8,
     "pipeline": 9,
     "bounds": 5, "transforms": 7, "cells": 8, "certificate": 10, "certificate_page": 10,
@@ -34,8 +37,9 @@ LEVELS = {
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",
+    "watch", "ship_record",
     "kernel_figures", "why_figures", "reported", "sheet", "paper_tables", "paper_figures", "print_figures",
-    "evaluation_sheet",
+    "evaluation_sheet", "ship_figures",
 )  # fmt: skip
 
 

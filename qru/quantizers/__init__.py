@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from qru.registry import Registry, unknown
 
 families = Registry("quantizer family", "qru.quantizers")
+
+# Text that a quantizer may be calibrated on, by what names call it -> split of the corpus.
+CALIBRATION_TEXTS = {"retain": "retain1", "heldout": "holdout", "forget": "forget"}
 
 
 class Update(NamedTuple):
@@ -26,7 +30,15 @@ class Update(NamedTuple):
 
 
 class Quantizer(Protocol):
-    """A named way to store a linear layer in few bits."""
+    """A named way to store a linear layer in few bits.
+
+    Two attributes are there where they mean something:
+
+    - ``calibration``, a key of ``CALIBRATION_TEXTS``: the text whose activations it needs. Such a quantizer is called
+      with what a layer reads, see ``Calibrated``.
+    - ``activations``, a function of what a layer reads, (…, in) -> (…, in): a quantizer that rounds activations, too,
+      as the model runs.
+    """
 
     name: str
 
@@ -48,9 +60,72 @@ class Quantizer(Protocol):
         ...
 
 
-def load_quantizer(name: str) -> Quantizer:
+class Inputs(NamedTuple):
+    """What calibration text puts into one or several linear layers.
+
+    Attributes:
+        gram: (in, in) float64, the mean of x xᵀ over tokens.
+        magnitude: (in,) float64, the mean of |x|.
+        tokens: how many.
+    """
+
+    gram: torch.Tensor
+    magnitude: torch.Tensor
+    tokens: int
+
+
+class Calibrated(Protocol):
+    """A quantizer that rounds a layer with a look at what it reads.
+
+    What is counted compares the updated weight with the base weight under the same inputs, those of the model that is
+    being quantized: a weight that did not move keeps its code, and what changes is owed to the weights alone.
+    """
+
+    name: str
+    calibration: str
+
+    def check(self, shape: tuple[int, int], layer: str) -> None:
+        """As ``Quantizer.check``."""
+        ...
+
+    def __call__(
+        self, layers: dict[str, tuple[torch.Tensor, Update]], inputs: Inputs
+    ) -> dict[str, tuple[torch.Tensor, dict]]:
+        """Quantize layers that read the same (query, key and value; gate and up).
+
+        Args:
+            layers: name -> weight (out, in) of the base model, as stored, and what unlearning did to it.
+            inputs: what they read.
+
+        Returns:
+            Name -> the weight (out, in) that deployment computes with, in fp32, and the crossing statistics.
+        """
+        ...
+
+
+def load_quantizer(name: str) -> Quantizer | Calibrated:
     """The quantizer of a name such as ``"rtn-int4-g128"``; an unknown one raises with the nearest and the list."""
     family = str(name).partition("-")[0]
     if family not in families:
-        raise unknown("quantizer", name, [example for f in families.names() for example in families[f].examples])
+        raise unknown("quantizer", name, examples())
     return families[family](name)
+
+
+def examples() -> list[str]:
+    """Names of every family; sizes and options beyond them are in each family's docstring."""
+    return [example for family in families.names() for example in families[family].examples]
+
+
+def misspelt(name: str, form: str) -> ValueError:
+    """The error for a name that begins as a family's and does not go on so: the nearest, the list, the form."""
+    return ValueError(f"{unknown('quantizer', name, examples())} A name of this family reads {form}.")
+
+
+def calibration_of(quantizer: Quantizer | Calibrated) -> str | None:
+    """The text that a quantizer is calibrated on, a key of ``CALIBRATION_TEXTS``; ``None`` for one that needs none."""
+    return getattr(quantizer, "calibration", None)
+
+
+def activations_of(quantizer: Quantizer | Calibrated) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What a quantizer does to what a layer reads, as the model runs; ``None`` for one that stores weights only."""
+    return getattr(quantizer, "activations", None)
