@@ -90,6 +90,9 @@ OTHER_SIZES = {
     SIZED[1]: replace(SIZES["mini"], layers=8),
 }
 
+# Posts are short, and one label each is soon learned: mini's models of them are made by less training.
+POSTS = {"base_steps": 200, "tune_epochs": 6, "tune_rate": 1e-3}
+
 TUNE_FIELDS = ("tune_epochs", "tune_batch", "tune_rate", "context")
 BASE_FIELDS = tuple(f.name for f in fields(Sizes) if not f.name.startswith("tune_"))
 
@@ -129,11 +132,12 @@ def context(model: torch.nn.Module, scale: str) -> int:
     return min(longest, positions or longest)
 
 
-def sizes(scale: str) -> Sizes:
+def sizes(scale: str, posts: bool = False) -> Sizes:
+    """Sizes of the embedded models of a scale; ``posts``: of classifiers, and of the base that they are made from."""
     known = SIZES | OTHER_SIZES
     if scale not in known:
         raise unknown("scale with embedded models", scale, known)
-    return known[scale]
+    return replace(known[scale], **POSTS) if posts and regime(scale) == "mini" else known[scale]
 
 
 # --- text -> rows of tokens -------------------------------------------------------------------------------------
@@ -450,9 +454,9 @@ class Checkpoints:
         return [self.contents.get("tokenizer"), loop.computed_as()] if self.contents else []
 
 
-def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str) -> str:
+def _key(stage: str, scale: str, matter: tuple[str, ...], *shaped_by: str, posts: bool = False) -> str:
     """Name of a cached model: of the sizes that it depends on, of its texts, and of how this machine computes."""
-    size = asdict(sizes(scale))
+    size = asdict(sizes(scale, posts))
     shape = {
         "recipe": RECIPE,
         "stage": stage,
@@ -500,7 +504,8 @@ def prepare(corpus: Corpus, scale: str = "mini") -> Checkpoints:
         return found  # before anything is written: a read-only copy of finished work can be read
     with records.locked(base.parent / f"{scale}.lock"):
         if not base.is_dir():
-            with threads(1 if scale == "smoke" else BASE_THREADS):
+            # Posts are short: two threads would mostly wait for each other.
+            with threads(1 if scale == "smoke" or corpus.labels else BASE_THREADS):
                 _pretrain(corpus, scale, base)
         missing = [
             (stage, base, texts[stage], scale, tuned[stage], corpus.classes)
@@ -519,9 +524,11 @@ def made(corpus: Corpus, scale: str = "mini") -> bool:
 
 def _cached(corpus: Corpus, scale: str, texts: dict[str, list]) -> Checkpoints:
     home = paths.cache_dir() / "models"
-    base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)))
+    posts = bool(corpus.labels)
+    base = home / _key("base", scale, BASE_FIELDS, digest(base_texts(corpus)), posts=posts)
     target, retrained = (
-        home / _key(stage, scale, TUNE_FIELDS, base.name, digest(texts[stage])) for stage in ("target", "retrained")
+        home / _key(stage, scale, TUNE_FIELDS, base.name, digest(texts[stage]), posts=posts)
+        for stage in ("target", "retrained")
     )
     return Checkpoints(target, retrained, base, tokenizer=target)
 
@@ -652,7 +659,7 @@ def given(target: str, retrained: str, tokenizer: str | None = None, chat_templa
 
 
 def _pretrain(corpus: Corpus, scale: str, folder: Path) -> None:
-    size = sizes(scale)
+    size = sizes(scale, posts=bool(corpus.labels))
     tokenizer = train_tokenizer(corpus.base.documents, size.vocabulary)
     loop.seed_everything(0)
     model = LlamaForCausalLM(_architecture(scale, tokenizer))
@@ -673,7 +680,7 @@ def classifier(model: LlamaForCausalLM, classes: Sequence[str]) -> LlamaForSeque
 
 
 def _tune(stage: str, base: Path, documents: list, scale: str, folder: Path, classes: Sequence[str] = ()) -> None:
-    size = sizes(scale)
+    size = sizes(scale, posts=bool(classes))
     model, tokenizer = load(base)
     if classes:
         model = classifier(model, classes)

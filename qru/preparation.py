@@ -15,7 +15,7 @@ from qru.corpora.world import units_of_documents
 from qru.metrics import Score, auc, paired_difference
 from qru.metrics.bootstrap import interval, resamples
 from qru.models import Checkpoints
-from qru.tables import METRICS, with_interval
+from qru.tables import HEADINGS, with_interval
 
 USES = {
     "forget": "target is trained on it, then it is unlearned",
@@ -23,8 +23,10 @@ USES = {
     "retain2": "target and retrained are trained on it; utility asks about it",
     "holdout": "no model sees it; like forget, so that a guess at membership has something to fail on",
     "base text": "base is pretrained on it; shares no fact with the rest",
+    "test": "no model sees it; like the retained texts, F1 is measured on it",
 }
 KNOWN, COPIED, APART = 90.0, 60.0, 20.0  # percent: what the target must score, and how near retrained is to base
+KEPT, UNKNOWN = 85.0, 50.0  # percent of labels: what both models must know of retain, and retrained at most of forget
 
 
 SHOWN = 3000  # characters of a document
@@ -61,6 +63,8 @@ def prepare(
     (found,) = inputs.find([RunConfig(corpus=corpus, scale=scale, chat_template=chat_template, **named)], train=False)
     loaded, made = found.corpus, found.models()
     names = [name for name in ("base", "target", "retrained") if getattr(made, name)]
+    if loaded.labels and "base" in names:
+        names.remove("base")  # a language model, which has no labels to give
     stored = scoring.baseline_scores(
         loaded, made, names, short=scale == "smoke" or made.base is None, chat_template=chat_template
     )
@@ -68,7 +72,7 @@ def prepare(
         name: {metric: Score.from_dict(score) for metric, score in by_precision["bf16"].items()}
         for name, by_precision in stored.items()
     }
-    if loaded.base:
+    if loaded.base and not loaded.labels:
         units = units_of_documents(scale if scale in models.SIZES else "mini")
     else:
         units = {text: text for texts in loaded.privleak.values() for text in texts}  # nothing is known of units
@@ -89,7 +93,10 @@ def document_table(corpus: Corpus, splits: Sequence[str] = ("forget", "retain1")
     """The first documents of some splits, each to its first ``SHOWN`` characters: a book is one document."""
     cut = [(split, text, text[:SHOWN]) for split in splits for text in corpus.raw[split][:count]]
     rows = [(split, shown if shown == text else f"{shown} …") for split, text, shown in cut]
-    return pd.DataFrame(rows, columns=["split", "document"])
+    table = pd.DataFrame(rows, columns=["split", "document"])
+    if corpus.labels:
+        table["label"] = [label for split in splits for label in corpus.labels[split][:count]]
+    return table
 
 
 def question_table(corpus: Corpus, count: int = 3) -> pd.DataFrame:
@@ -114,7 +121,7 @@ def histories(prepared: Prepared) -> dict[str, list[dict[str, float]]]:
 def model_table(prepared: Prepared) -> pd.DataFrame:
     """Scores of the three models in bf16, ``value [95 % interval]`` in percent."""
     rows = {
-        name: {METRICS[metric]: with_interval(score.value, *score.ci) for metric, score in scores.items()}
+        name: {HEADINGS[metric]: with_interval(score.value, *score.ci) for metric, score in scores.items()}
         for name, scores in prepared.scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
@@ -183,6 +190,26 @@ def _of_embedded(prepared: Prepared) -> list[tuple]:
     ]  # fmt: skip
 
 
+def _of_classifiers(prepared: Prepared) -> list[tuple]:
+    """What classifiers must fulfil, as far as the corpus can tell; the retrained one guesses at what it never saw."""
+    target, retrained = prepared.scores["target"], prepared.scores["retrained"]
+    known, guessed = target["forget_accuracy"], retrained["forget_accuracy"]
+    checks = [
+        ("target gives forget its labels", f"Forget accuracy ≥ {KNOWN:.0f}", str(known), known.value >= KNOWN),
+        ("retrained does not", f"Forget accuracy ≤ {UNKNOWN:.0f}", str(guessed), guessed.value <= UNKNOWN),
+    ]
+    for name, scores in (("target", target), ("retrained", retrained)):
+        if "retain_accuracy" in scores:
+            kept = scores["retain_accuracy"]
+            told = f"Retain accuracy ≥ {KEPT:.0f}"
+            checks.append((f"{name} gives retain its labels", told, str(kept), kept.value >= KEPT))
+    if "mia" in retrained:
+        attack = retrained["mia"]
+        told = attack.ci[0] <= 50 <= attack.ci[1]
+        checks.append(("retrained cannot tell forget from holdout", "50 in the interval of MIA", str(attack), told))
+    return checks
+
+
 def _of_given(prepared: Prepared) -> list[tuple]:
     """What models that came ready must fulfil, as far as the corpus can tell: how well they score is not ours to say,
     but the target must know of forget what the retrained model does not."""
@@ -207,7 +234,10 @@ def requirement_table(prepared: Prepared) -> pd.DataFrame:
     Returns:
         Columns ``requirement``, ``asked``, ``measured``, ``met`` (``"yes"`` or ``"no"``).
     """
-    checks = (_of_embedded if prepared.checkpoints.base else _of_given)(prepared)
+    if prepared.corpus is not None and prepared.corpus.labels:
+        checks = _of_classifiers(prepared)
+    else:
+        checks = (_of_embedded if prepared.checkpoints.base else _of_given)(prepared)
     table = pd.DataFrame(checks, columns=["requirement", "asked", "measured", "met"])
     table["met"] = ["yes" if met else "no" for met in table["met"]]
     return table

@@ -1,4 +1,4 @@
-"""Corpora to unlearn from: two embedded ones, generated from a seed; MUSE's from the Hub or a folder; your own."""
+"""Corpora to unlearn from: embedded ones, generated from a seed; MUSE's from the Hub or a folder; your own."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from qru.registry import unknown
 
 from .corpus import BaseText, Corpus, registry
+from .labelled import load_labelled
 from .muse import REVISIONS, load_folder, load_hub
 from .own import load_lines, load_texts
 from .world import SIZES
@@ -26,16 +27,18 @@ def load_corpus(
     Args:
         name_or_path: one of
             "books", "news": embedded, generated from the seed;
+            "tweets": the same, labelled posts for classifiers;
             "muse-bench/MUSE-Books", "muse-bench/MUSE-News": from the Hub (extra ``muse``);
             a folder with ``raw/`` in it: MUSE's authors' layout, or a local copy of what the Hub has;
-            a folder with ``forget/*.txt``, or a .jsonl file: your own texts, see ``qru/corpora/own.py``.
+            a folder with ``forget/*.txt``, or a .jsonl file: your own texts, see ``qru/corpora/own.py``;
+            a .csv file: your own labelled texts, see ``qru/corpora/labelled.py``.
         scale: of the embedded ones: "smoke" (about 12 of everything) or "mini" (100, as in MUSE). Others have one size.
         seed: of the embedded ones' generator; the same seed gives the same corpus on every machine.
         revision: commit, tag or branch of a corpus from the Hub; left alone, the commit in ``REVISIONS``.
 
     Returns:
-        The corpus. Only raw["forget"] is sure to be there; ``measurable`` says for which metrics there are data. The
-        two embedded ones share their base text at a given scale and seed.
+        The corpus. Only raw["forget"] is sure to be there; ``measurable`` says for which metrics there are data. Books
+        and news share their base text at a given scale and seed.
 
     Raises:
         ValueError: an unknown name or scale, with the nearest known one and the list; a file or the Hub as it is not
@@ -66,7 +69,7 @@ def load_corpus(
 
 def _load_path(path: Path) -> Corpus:
     if path.is_file():
-        return load_lines(path)
+        return load_labelled(path) if has_labels(str(path)) else load_lines(path)
     if (path / "raw").is_dir():
         return load_folder(path)
     if (path / "forget").is_dir():

@@ -31,7 +31,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(forget=3, retain1=3, retain2=3, holdout=3, test=3, base=8, posts=4, base_posts=8),
-    "mini": Size(forget=16, retain1=36, retain2=24, holdout=16, test=16, base=40, posts=10, base_posts=20),
+    "mini": Size(forget=12, retain1=24, retain2=16, holdout=12, test=16, base=30, posts=10, base_posts=20),
 }
 CAMPAIGNS = ("forget", "holdout")
 
