@@ -1,9 +1,9 @@
 """How the learning rates and λ at mini were chosen: ``python -m qru.choose`` reruns the search and prints them.
 
-The rule: on each corpus with seed 1000, which is never reported, with GA+KLR and with NPO+KLR, and with the arm of each
-family that public code uses (bf16 weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid from
-the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half of
-the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS``. An attempt is given up half way if
+The rule: on each corpus with seed 1000, which is never reported, with each method of ``SEARCHED``, and with the arm of
+each family that public code uses (bf16 weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid
+from the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half
+of the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS``. An attempt is given up half way if
 VerbMem is still over 90. The rates of full fine-tuning are the largest at which no step of Adam reaches a power of two,
 but for rounding of bf16 moments, so that each stands for one edge of the dead zone (``qru.optimizers``).
 
@@ -32,8 +32,7 @@ from qru.scoring import forget_halves
 from qru.unlearn import unlearn
 
 SEED = 1000
-CORPORA = ("books", "news")
-METHODS = ("ga_klr", "npo_klr")
+SEARCHED = {"books": ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr"), "news": ("ga_klr", "npo_klr")}
 HOPELESS = 90.0  # percent of VerbMem half way
 WEIGHTS = (5.0, 1.0)
 
@@ -112,7 +111,7 @@ def choose(corpus: str, method: str, adapter: str) -> tuple[float, float, list[d
 
 
 if __name__ == "__main__":
-    cells = list(itertools.product(sys.argv[1:] or CORPORA, METHODS, RATES))
+    cells = [(c, m, a) for c in sys.argv[1:] or SEARCHED for m, a in itertools.product(SEARCHED[c], RATES)]
     found = side_by_side(choose, cells)
     for (corpus, method, adapter), (rate, weight, _) in zip(cells, found, strict=True):
         print(f"{corpus} {method} {adapter}: learning rate {rate:g}, λ {weight:g}")

@@ -85,8 +85,8 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             "full_rate": general(defaults.MINI["full"][0], 3), "lora_rate": general(defaults.MINI["lora"][0], 3),
             "retain_weight": listed(sorted({f"{weight:g}" for _, weight in defaults.MINI.values()})),
             "other_rates": listed([
-                f"{term.upper()} on {corpus} {general(rate, 3)} and λ {weight:g} for {FAMILIES[family]}"
-                for (corpus, term, family), (rate, weight) in defaults.MINI_OTHER.items()
+                f"{method_title(name)} on {corpus} {general(rate, 3)} and λ {weight:g} for {FAMILIES[family]}"
+                for (corpus, name, family), (rate, weight) in defaults.MINI_OTHER.items()
             ]),
             "goal": f"{defaults.GOAL:g}", "looks": listed([defaults.CHECK_FAST, defaults.CHECK_SLOW]),
             "hidden": f"{HIDDEN:g}", "published_rate": general(defaults.FULL_RATE),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from qru import pipeline, records, why, why_records, why_verdict
+from qru import choose, pipeline, records, why, why_records, why_verdict
 from qru.config import RunConfig
 from qru.defaults import GOAL, resolve
 from tests.notebooks.test_notebooks import ROOT
@@ -423,7 +423,7 @@ def test_the_notebook_names_every_arm():
 def test_the_rates_are_those_of_the_last_attempts_on_record():
     found = records.read_json(why_records.KEPT.parent / "choice.json")
     last = {(t["corpus"], t["method"], t["adapter"]): t for t in found["tried"]}
-    assert set(last) == {(c, m, a) for c in why.CORPORA for m in why.METHODS for a in ("full", "lora")}
+    assert set(last) == {(c, m, a) for c in choose.SEARCHED for m in choose.SEARCHED[c] for a in choose.RATES}
     for (corpus, method, adapter), attempt in last.items():
         assert attempt["verbmem"] <= GOAL
         taken = resolve(RunConfig(corpus=corpus, method=method, adapter=adapter))

@@ -68,7 +68,8 @@ def test_every_quantizer_keeps_its_name_and_quantizes(name):
 def test_every_method_and_arm_has_defaults(method, adapter, family):
     """All arms of a family train at one rate, up to one goal: what differs between them is not the tuning."""
     config = resolve(RunConfig(method=method, adapter=adapter))
-    assert (config.learning_rate, config.retain_weight) == MINI[family]
+    searched = MINI_OTHER.get(("books", method, family), MINI[family])
+    assert (config.learning_rate, config.retain_weight) == searched
     assert (config.forget_goal, config.goal_metrics, config.epochs) == (GOAL, ("verbmem",), EPOCHS)
 
 
@@ -78,6 +79,9 @@ def test_where_the_rule_gave_another_rate_all_arms_of_the_family_take_it():
         assert (news.learning_rate, news.retain_weight) == MINI_OTHER["news", "ga", "full"]
     assert resolve(RunConfig(method="ga_gdr", corpus="news", adapter="lora")).learning_rate == MINI["lora"][0]
     assert resolve(RunConfig(method="npo_gdr", corpus="news")).learning_rate == MINI["full"][0]
+    for settings in ({"weights": "bf16"}, {"weights": "fp32"}, {"adapter": "delta"}):
+        assert resolve(RunConfig(method="ga_gdr", **settings)).retain_weight == MINI_OTHER["books", "ga_gdr", "full"][1]
+        assert resolve(RunConfig(method="ga_klr", **settings)).retain_weight == MINI["full"][1]
 
 
 def test_a_goal_is_set_only_where_the_user_says_nothing_of_how_long_to_train():
