@@ -42,7 +42,8 @@ BETA2 = 0.999  # AdamW's own, at smoke and muse
 BATCH_SIZE = {"smoke": 4, "mini": 2, "muse": 16}  # muse: QRU (arXiv 2602.13151)
 LORA = (32, 64.0)  # rank and alpha at smoke and mini; ours
 # RMU's c. It makes hidden states longer: those of mini's target are 24 to 31 long (books, tokens after the first, in
-# layers 0 to 3), so ours is some four times that; what it does to forgetting was not measured. muse: the paper's, Zephyr-7B.
+# layers 0 to 3), so ours is some four times that; what it does to forgetting was not measured. muse: the paper's, for
+# Zephyr-7B.
 STEERING = {"smoke": 100.0, "mini": 100.0, "muse": 6.5}
 
 # --- muse: Llama-2-7B on MUSE, as in QRU (arXiv 2602.13151) ---------------------------------------------------------
