@@ -218,8 +218,7 @@ def quantize_layers(
         ValueError: a calibrated quantizer is given no text.
     """
     layers = linear_layers(model)
-    for layer in layers.values():
-        _round_activations(layer, None)  # what an earlier quantizer left, before anything is calibrated
+    round_activations(model, None)  # what an earlier quantizer left, before anything is calibrated
     counts: dict[str, dict] = {}
     about = {}
     if kind := calibration_of(quantizer):
@@ -240,8 +239,7 @@ def quantize_layers(
             weight, stats = quantizer(*_on_device(before[name], found[name], layer), name)
             layer.weight.copy_(weight)
             counts[name] = stats | survival(stats)
-    for layer in layers.values():
-        _round_activations(layer, activations_of(quantizer))
+    round_activations(model, activations_of(quantizer))
     return {"layers": counts, "total": total(counts)} | about
 
 
@@ -251,13 +249,14 @@ def _on_device(weight: torch.Tensor, update: Update, layer: torch.nn.Module) -> 
     return weight.to(device), Update(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in update))
 
 
-def _round_activations(layer: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
-    """Let a layer read ``function`` of its input from now on; ``None``: the input itself."""
-    if handle := vars(layer).pop("qru_activations", None):
-        handle.remove()
-    if function is not None:
-        handle = layer.register_forward_pre_hook(lambda module, arguments: (function(arguments[0]), *arguments[1:]))
-        layer.qru_activations = handle
+def round_activations(model: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+    """Let a model's linear layers read ``function`` of their input from now on; ``None``: the input itself."""
+    for layer in linear_layers(model).values():
+        if handle := vars(layer).pop("qru_activations", None):
+            handle.remove()
+        if function is not None:
+            handle = layer.register_forward_pre_hook(lambda module, arguments: (function(arguments[0]), *arguments[1:]))
+            layer.qru_activations = handle
 
 
 def stored_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
