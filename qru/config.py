@@ -129,8 +129,8 @@ class RunConfig:
         weights: type of the tensors that the optimizer steps: ``"bf16"`` or ``"fp32"``.
         moments: type of the optimizer's moments: ``"bf16"`` or ``"fp32"``; ``None``: that of ``weights``.
         rounding: of a stepped bf16 weight: ``"nearest"``, or ``"stochastic"`` (with ``moments="fp32"``).
-        corpus: what ``load_corpus`` takes: ``"books"`` or ``"news"`` (embedded), a folder, or a Hub id such as
-            ``"muse-bench/MUSE-Books"``.
+        corpus: what ``load_corpus`` takes: ``"books"``, ``"news"`` or ``"tweets"`` (embedded), a folder or file, or a
+            Hub id such as ``"muse-bench/MUSE-Books"``.
         scale: ``"smoke"``, ``"mini"`` or ``"muse"``; picks sizes and nothing else. ``"mini-128x4"`` and
             ``"mini-256x8"`` are mini with models of another width × depth.
         target, retrained: the model to unlearn from and the one that never saw the forget set: local folders, or Hub
@@ -147,7 +147,8 @@ class RunConfig:
         epochs: passes over the forget documents; the upper limit when ``forget_goal`` is set. At mini, without either,
             a run stops at ``qru.defaults.GOAL``.
         forget_goal: stop at the first check where VerbMem and KnowMem (percent) of the stopping half of the
-            forget examples are both at or under it; the other half is reported. ``None``: run all epochs.
+            forget examples are both at or under it, or a classifier's forget accuracy is; the other half is reported.
+            ``None``: run all epochs.
         goal_metrics: which of the two the goal is for; ``None``: both.
         check_steps: steps between two looks at the goal; a shorter run is looked at when it ends. ``None``: half an
             epoch.

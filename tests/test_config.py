@@ -73,7 +73,7 @@ def test_a_misspelt_parameter_names_the_nearest():
         ({"check_steps": 0}, "check_steps is 0; it must be a whole number of at least 1"),
         ({"metrics": ["verbmem", "verbmem"]}, "metrics names .'verbmem'. more than once"),
         ({"metrics": 3}, "metrics is 3; it must be a list of names"),
-        ({"goal_metrics": "utility"}, "unknown goal_metrics 'utility'. Known: knowmem, verbmem"),
+        ({"goal_metrics": "utility"}, "unknown goal_metrics 'utility'. Known: forget_accuracy, knowmem, verbmem"),
     ],
 )
 def test_impossible_values_are_named(values, message):

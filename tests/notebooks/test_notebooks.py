@@ -17,14 +17,17 @@ from papermill import inspect_notebook
 from qru import models
 from qru.arms import check_grids, run_arms
 from qru.config import FORGET_SETS, SCALES, RunConfig
+from qru.corpora import has_labels
 from qru.corpora.corpus import registry
 from qru.notebook import declared_parameters
 from qru.ops import build_info
 from qru.records import SECTIONS, load_records, write_json
+from qru.ship_record import committed
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAIN = ROOT / "notebooks" / "02_unlearn.ipynb"
+WITH_CLASSIFIERS = ("01_prepare", "02_unlearn", "03_crossings")  # the others ask what only language models answer
 
 
 def code_cells(notebook) -> list:
@@ -89,11 +92,13 @@ def test_help_offers_the_scales_and_corpora_that_there_are(path):
     given = "target" in shown  # the others know embedded models alone
     words = re.findall(r"[a-z]+", shown["scale"]["help"])
     assert [word for word in words if word in SCALES] == list(SCALES if given else models.SIZES)
-    if path.stem == "05_kernel":  # the only one without a corpus
+    if path.stem in ("05_kernel", "07_ship"):  # those without a corpus
         assert "corpus" not in shown
         return
     corpus = shown["corpora" if path.stem == "04_why" else "corpus"]
-    assert re.findall(r"[a-z]+", corpus["help"])[:3] == [*registry.names()[:1], "or", *registry.names()[1:]]
+    offered = [word for word in re.findall(r"[a-z]+", corpus["help"]) if word in registry]
+    about_text = [name for name in registry.names() if not has_labels(name)]
+    assert offered == (registry.names() if path.stem in WITH_CLASSIFIERS else about_text)
 
 
 def test_the_main_notebook_takes_what_a_run_takes():
@@ -229,6 +234,27 @@ def test_the_main_notebook_leaves_records_and_says_so(ran, qru_home):
 
 
 @pytest.mark.slow
+def test_the_main_notebook_unlearns_a_classifier(qru_home, tmp_path):
+    given = ("-p", "corpus", "tweets", "-p", "scale", "smoke", "-p", "method", "ga_gdr")
+    ran = papermill(qru_home, MAIN, tmp_path / "out.ipynb", *given)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert pictures(executed) == 4
+    tables = [output.data["text/html"] for cell in code_cells(executed) for output in cell.outputs
+              if "text/html" in output.get("data", {})]  # fmt: skip
+    for heading in ("Forget accuracy ↓", "Retain accuracy ↑", "F1 ↑", "MIA → retrained", "labels regained (%)"):
+        assert any(heading in table for table in tables), heading
+    assert not any("VerbMem" in table or "text regained" in table for table in tables)
+    assert any("RT @" in table and ">true<" in table for table in tables), "posts with the labels that they are given"
+    records = [record for record in load_records(qru_home / "runs") if record.config["corpus"] == "tweets"]
+    assert {record.config["adapter"] for record in records} >= {"full", "lora"}
+    for record in records:
+        if record.config["method"] == "ga_gdr":
+            assert f"record: {record.path}" in ran.stderr
+            assert "in bf16 (percent): labels to forget" in ran.stderr
+
+
+@pytest.mark.slow
 def test_forget_sets_of_growing_size_and_one_after_another(ran, qru_home, tmp_path):
     arguments = ("-p", "scale", "smoke", "-p", "quantizers", "rtn-int4-g128")
     again = papermill(qru_home, "notebooks/06_scal_sust.ipynb", tmp_path / "out.ipynb", *arguments)
@@ -295,4 +321,26 @@ def test_the_kernel_notebook_times_once_and_draws_again(tmp_path):
     assert again.returncode == 0, again.stderr[-4000:]
     assert pictures(nbformat.read(tmp_path / "again.ipynb", as_version=4)) == 2
     assert list((tmp_path / "runs" / "kernel").glob("*/record.json")) == [path]
+    assert load_records(tmp_path / "runs") == [], "no record of a run, and not taken for one"
+
+
+@pytest.mark.slow
+def test_the_shipping_notebook_measures_once_and_draws_again(tmp_path):
+    kept = max(1, len(committed()))
+    given = "-p", "scale", "smoke", "-p", "only", "audit"
+    first = papermill(tmp_path, ROOT / "notebooks" / "07_ship.ipynb", tmp_path / "first.ipynb", *given)
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert pictures(nbformat.read(tmp_path / "first.ipynb", as_version=4)) == 1 + kept
+    (path,) = (tmp_path / "runs" / "ship").glob("*/record.json")
+    assert f"record: {path}" in first.stderr
+    assert "round 1 of 1, audit: " in first.stderr
+    assert "no goal is judged" in first.stderr
+    assert list((tmp_path / ".cache" / "ship-bench").iterdir()) == [], "the scratch folder is taken away"
+    again = papermill(
+        tmp_path, "07_ship.ipynb", tmp_path / "again.ipynb", "-p", "record", path.relative_to(tmp_path),
+        cwd=ROOT / "notebooks",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert pictures(nbformat.read(tmp_path / "again.ipynb", as_version=4)) == 1 + kept
+    assert list((tmp_path / "runs" / "ship").glob("*/record.json")) == [path]
     assert load_records(tmp_path / "runs") == [], "no record of a run, and not taken for one"
