@@ -127,7 +127,8 @@ def scores_by_precision(
 def forget_utility(*records: Record) -> Figure:
     """Forgetting against utility: arrows from each model in bf16 to its quantized versions; to the right is memory.
 
-    Of classifiers, the accuracy on what was to be forgotten against that on what was to be kept. A corpus without questions on what is kept has no utility, and gets a sentence in place of the picture.
+    Of classifiers, the accuracy on what was to be forgotten against that on what was to be kept. A corpus without
+    questions on what is kept has no utility, and gets a sentence in place of the picture.
     """
     frame = score_frame(labelled(*records))
     titles = {"verbmem": "forgotten text (VerbMem)", "knowmem": "forgotten knowledge (KnowMem)"}
@@ -165,7 +166,7 @@ def forget_utility(*records: Record) -> Figure:
             ax.set_xlabel("remembered (%) — less is better")
             ax.set_xlim(-4, 104)
             ax.xaxis.set_major_locator(MaxNLocator(6))
-        what = "utility" if kept == "utility" else "labels kept (retain accuracy)"
+        what = kept.replace("_", " ")
         axes[0].set_ylabel(f"{what} (%) — more is better")
         low, high = axes[0].get_ylim()
         middle, half = (low + high) / 2, max(20, (high - low) / 2 + 4)  # small differences must not fill the picture
@@ -213,7 +214,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     """Loss of base, target and retrained over their training steps.
 
     Args:
-        histories: model -> one dict per step with ``step`` and ``loss`` (nats a token); none gives a sentence.
+        histories: model -> one dict per step with ``step`` and ``loss`` (nats a token, or a classifier's a text); none
+            gives a sentence.
     """
     if not histories:
         return sentence("These models came ready: how they were trained is not known here.")
@@ -231,7 +233,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
             ax.set_title(name)
             ax.set_xlabel("step")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes[0][0].set_ylabel("loss (nats per token)")
+        axes[0][0].set_ylabel("loss (nats)")
         axes[0][0].set_ylim(bottom=0)
         figure.tight_layout(w_pad=2)
     return finished(figure)

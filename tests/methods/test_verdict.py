@@ -107,3 +107,39 @@ def test_a_corpus_without_forget_examples():
     first, second = sentences(found, CONFIG)
     assert first.endswith("in bf16 (percent): utility 90 → 90.")
     assert "nothing measurable was forgotten" in second
+
+
+def of_classifiers(unlearned, quantized, target):
+    def block(right):
+        values = [1.0] * right + [0.0] * (20 - right)
+        kept = {name: {"value": 90.0, "per_example": [0.9] * 20} for name in ("retain_accuracy", "f1")}
+        return {"forget_accuracy": {"value": 5.0 * right, "per_example": values}} | kept
+
+    return {
+        "target": {"bf16": block(target), "rtn-int4-g128": block(target)},
+        "unlearned": {"bf16": block(unlearned), "rtn-int4-g128": block(quantized)},
+    }
+
+
+def test_labels_that_come_back():
+    found = of_classifiers(unlearned=2, quantized=12, target=20)
+    shares = recovered(found)["rtn-int4-g128"]
+    assert set(shares) == {"forget_accuracy", "recovers"}
+    assert shares["forget_accuracy"]["value"] == pytest.approx(100 * 10 / 18)
+    assert shares["recovers"]["recovers"]
+    first, second = sentences(found, CONFIG)
+    assert first.endswith("in bf16 (percent): labels to forget 100 → 10, labels to keep 90 → 90, F1 90 → 90.")
+    assert second.startswith("under rtn-int4-g128 the model regains 56 % [")
+    assert second.endswith("] of the forgotten labels: it comes back.")
+
+
+@pytest.mark.parametrize(("quantized", "back"), [(3, False), (4, False), (6, True)])
+def test_labels_come_back_from_ten_points_whose_interval_lies_above_zero(quantized, back):
+    """One more of twenty is five points; two are ten, and their interval reaches zero."""
+    found = recovered(of_classifiers(unlearned=2, quantized=quantized, target=20))
+    assert found["rtn-int4-g128"]["recovers"]["recovers"] is back
+
+
+def test_what_is_said_of_texts_has_no_word_of_labels():
+    found = recovered(scores(unlearned=(0.1, 0.2), quantized=(0.5, 0.2), target=(0.9, 1.0)))
+    assert set(found["rtn-int4-g128"]) == {"verbmem", "knowmem", "recovers"}
