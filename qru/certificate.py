@@ -171,7 +171,7 @@ def _runs(record: Record | Path | str | Sequence[Record | Path | str]) -> list[R
     given = [record] if isinstance(record, Record | Path | str) else list(record)
     if not given:
         raise ValueError("no run is given: name at least one folder that holds a record.json.")
-    runs = [one if isinstance(one, Record) else records.load_record(_folder(one)) for one in given]
+    runs = [one if isinstance(one, Record) else records.load_record(run_folder(one)) for one in given]
     for run in runs:
         if not (run.path.parent / "model").is_dir() or run.path.name != "record.json":
             raise ValueError(
@@ -195,9 +195,11 @@ def _runs(record: Record | Path | str | Sequence[Record | Path | str]) -> list[R
     return sorted(runs, key=lambda run: run.config["seed"])
 
 
-def _folder(name: Path | str) -> Path:
-    """A run's folder, also by its name alone."""
+def run_folder(name: Path | str) -> Path:
+    """A run's folder, also by its name alone or by its record."""
     path = Path(name).expanduser()
+    if path.name == "record.json":
+        return path.parent
     inside = paths.runs_dir() / path
     return inside if not path.exists() and len(path.parts) == 1 and inside.is_dir() else path
 
@@ -501,8 +503,8 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
         said.append(
             f"Relearning ({', '.join(attacks)}) is one attack of fixed strength, AdamW at "
             f"{transforms.rate(setting.scale):g} on all dequantized weights, scored by VerbMem on "
-            f"{len(setting.others)} passages that it was not trained on. Questions are not scored after it, since it is "
-            "not known which passage answers them. An attacker with more text or more steps gets more."
+            f"{len(setting.others)} passages that it was not trained on. Questions are not scored after it, since it "
+            "is not known which passage answers them. An attacker with more text or more steps gets more."
         )
     else:
         said.append("No attack by further training was tried.")
@@ -547,7 +549,7 @@ def verify(certificate: Path | str, folders: Sequence[Path | str]) -> list[str]:
     if known["outcome"] != HOLDS:
         against.append(f"its outcome is: {known['outcome']}. {known['statement']}")
     for name in folders:
-        folder = _folder(name)
+        folder = run_folder(name)
         model = folder / "model" if (folder / "record.json").is_file() else folder
         checkpoint.check_files(model, "the model of")
         now = _files(model)

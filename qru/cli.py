@@ -82,6 +82,32 @@ examples:
   qru evaluate runs/ID/model --corpus books
   qru evaluate models/unlearned --corpus data/books --retrained models/retrained --metrics verbmem,privleak
 """
+CERTIFY = """\
+Certify that what was unlearned stays forgotten: the worst case over quantizers, seeds and transforms, as excess over
+the retrained model after the same treatment, with one-sided 95 % bounds, bound to the SHA-256 of the weights.
+
+Each RUN is a folder with record.json and model/, as `qru unlearn` and notebooks/02_unlearn.ipynb leave it; several are
+runs of one configuration with different seeds. The certificate goes beside the weights, RUN/model/certificate.json,
+where `qru quantize` finds it, and a page for people to RUN/certificate.html. What was scored before a kill is kept.
+
+transforms:
+  merged               as it is: adapters merged, then quantized
+  twice-<quantizer>    stored under that quantizer first, then quantized again
+  prune-<percent>      the smallest weights of every linear layer set to zero, then quantized
+  relearn-<p>x<k>      quantized, then trained for k steps on p forgotten passages; scored on the others
+"""
+CERTIFY_MORE = """\
+Exit code 0: the certificate holds. 1: it does not hold (some upper bound of the excess is over the ceiling), or it is
+refused (some lower bound of utility is under the floor: a destroyed model has forgotten everything). 2: bad input.
+With --verify, 0: the document is unedited, holds, and names the weights of every RUN given (also the folder of a
+checkpoint); 1: it does not.
+
+examples:
+  qru certify runs/ID
+  qru certify runs/ID-s0 runs/ID-s1 runs/ID-s2 --quantizers rtn-int8-row,rtn-int4-g128,rtn-int3-g128
+  qru certify runs/ID --transforms merged,relearn-4x8 --forget-ceiling 5 --json certificate.json --html certificate.html
+  qru certify --verify certificate.json runs/ID
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,6 +150,7 @@ def parser() -> Parser:
     add_quantize(commands)
     add_unlearn(commands)
     add_evaluate(commands)
+    add_certify(commands)
     return top
 
 
@@ -219,6 +246,7 @@ def quantize(given: argparse.Namespace) -> int:
     inputs = [given.base, given.out, *(given.adapter or []), *([given.weights] if given.weights else [])]
     check_output(given.json, inputs)
     part_bytes = size_of(given.shard_size)
+    from qru.checkpoint import file_size
     from qru.checkpoint_audit import HOLDS as LEAST
     from qru.checkpoint_audit import number, percent
     from qru.ship import quantize_checkpoint
@@ -242,7 +270,7 @@ def quantize(given: argparse.Namespace) -> int:
     holds = counts["projection"] is None or counts["projection"] >= LEAST
     if not put_json(given.json, result):
         crossed, predicted = (percent(counts[key] / counts["weights"]) for key in ("crossed", "predicted"))
-        print(f"{result['out']}: {result['bytes'] / 1e9:.2f} GB, {result['format']}, {result['grid']}")
+        print(f"{result['out']}: {file_size(result['bytes'])}, {result['format']}, {result['grid']}")
         if counts["projection"] is None:
             print("There was no update to the linear layers.")
         else:
@@ -332,6 +360,81 @@ def evaluate(given: argparse.Namespace) -> int:
         for name, score in scores.items():
             print(f"{name:<24}{score.value:8.1f}   [{score.ci[0]:.1f}, {score.ci[1]:.1f}]   n = {score.n}")
     return HOLDS
+
+
+def add_certify(commands) -> None:
+    one = add_command(commands, "certify", CERTIFY, CERTIFY_MORE, "that the forgotten stays so, quantized or attacked")
+    one.add_argument("run_folders", metavar="RUN", nargs="+", help="folder of a run, or its name in runs/")
+    one.add_argument(
+        "--quantizers", metavar="NAMES", help="with commas; those of the run unless given, bf16 beside them"
+    )
+    one.add_argument("--transforms", metavar="NAMES", help="with commas; one of each kind unless given")
+    one.add_argument(
+        "--forget-ceiling",
+        metavar="POINTS",
+        type=float,
+        default=10.0,
+        help="of excess that are allowed; 10 unless given",
+    )
+    one.add_argument(
+        "--utility-floor", metavar="SHARE", type=float, default=0.8,
+        help="of the target's utility in bf16 that must be left; 0.8 unless given",
+    )  # fmt: skip
+    one.add_argument(
+        "--json", metavar="FILE", help="write it there instead; - is stdout, and nothing else is printed or written"
+    )
+    one.add_argument("--html", metavar="FILE", type=Path, help="write the page there instead")
+    one.add_argument(
+        "--verify", metavar="FILE", help="hold a certificate against the weights of RUN; nothing is scored"
+    )
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    one.set_defaults(run=certify)
+
+
+def certify(given: argparse.Namespace) -> int:
+    """``qru certify``."""
+    if given.verify:
+        from qru.certificate import verify
+
+        against = verify(given.verify, given.run_folders)
+        print("\n".join(against) or "The certificate holds, and the weights are those that it is of.")
+        return DOES_NOT if against else HOLDS
+    for path in (given.json, given.html):
+        beside = path is not None and Path(path).name == "certificate.json"  # where it goes by itself
+        check_output(path, [] if beside else [str(Path(folder) / "model") for folder in given.run_folders])
+    from qru.certificate import certify, run_folder
+    from qru.certificate_page import write_page
+    from qru.records import write_json
+
+    try:
+        found = certify(
+            given.run_folders,
+            given.quantizers,
+            given.forget_ceiling,
+            given.utility_floor,
+            given.transforms,
+            progress=not given.quiet,
+        )
+    except KeyboardInterrupt:
+        print("qru certify: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    code = HOLDS if found["outcome"] == "holds" else DOES_NOT
+    homes = [run_folder(folder) for folder in given.run_folders]
+    if given.html:
+        write_page(found, given.html.expanduser())
+    if put_json(given.json, found):
+        return code
+    if not given.json:
+        for home in homes:
+            for part in ("model", "adapter"):
+                if (home / part).is_dir():
+                    write_json(home / part / "certificate.json", found)
+    if not given.html:
+        for home in homes:
+            write_page(found, home / "certificate.html")
+    print("\n".join([found["outcome"], "", found["statement"], *found["reasons"]]))
+    print(f"\n{given.html or homes[0] / 'certificate.html'}")
+    return code
 
 
 def check_output(path: Path | str | None, inputs: Sequence[str]) -> None:
