@@ -122,7 +122,8 @@ class RunConfig:
     Fields left at ``None`` take the default of the method and arm (``qru.defaults``); a resolved config has none.
 
     Attributes:
-        method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``.
+        method: ``forget`` or ``forget_retain``: ``ga``, ``npo``, ``ga_gdr``, ``ga_klr``, ``npo_gdr``, ``npo_klr``, and
+            so on for every term in ``qru.objectives``.
         adapter: ``"full"`` (all weights), ``"lora"`` (adapters only, merged at the end), ``"delta"`` (all weights,
             but what is stored and stepped is the difference to the target, which starts at zero) or ``"sure"`` (the
             weights of the linear layers that the forget loss is most sensitive to; see ``qru.sure``).

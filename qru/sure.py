@@ -28,7 +28,9 @@ def saliencies(model: torch.nn.Module, losses: Iterable[torch.Tensor]) -> dict[s
     layers = linear_layers(model)
     for loss in losses:
         loss.backward()
-    found = {name: layer.weight.grad.double().norm().item() for name, layer in layers.items()}
+    gradients = {name: layer.weight.grad for name, layer in layers.items()}
+    # None: the loss does not reach the layer, as RMU's does not reach those above the one that it steers.
+    found = {name: 0.0 if g is None else g.double().norm().item() for name, g in gradients.items()}
     model.zero_grad(set_to_none=True)
     return found
 
@@ -36,7 +38,7 @@ def saliencies(model: torch.nn.Module, losses: Iterable[torch.Tensor]) -> dict[s
 def salient(found: Mapping[str, float], percentile: float) -> list[str]:
     """The layers whose saliency is at or over the percentile of all; the most salient one is always among them.
 
-    Source: SURE (arXiv 2410.16454), §5.
+    Source: SURE (arXiv 2410.16454).
     """
     threshold = torch.quantile(torch.tensor(list(found.values()), dtype=torch.float64), percentile / 100).item()
     return [name for name, value in found.items() if value >= threshold]

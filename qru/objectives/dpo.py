@@ -34,7 +34,8 @@ def dpo(policy: Said, reference: Said, settings: Settings) -> torch.Tensor:
     Returns:
         The term, a scalar ≥ 0; (2/β) log 2 where policy and reference agree.
 
-    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; for unlearning Zhang et al. 2024 (arXiv 2404.05868), §3.
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; as a baseline of unlearning Zhang et al. 2024 (arXiv
+    2404.05868).
     """
     beta = settings.beta
     margin = _log_ratio(policy.preferred, reference.preferred) - _log_ratio(policy, reference)  # (B,)

@@ -38,8 +38,8 @@ def idkdpo(policy: Said, reference: Said, settings: Settings) -> torch.Tensor:
     Returns:
         The term, a scalar ≥ 0; (2/β) log 2 where policy and reference agree.
 
-    Source: Maini et al. 2024 (arXiv 2401.06121), "Preference optimization" (of refusals); Zhang et al. 2024 (arXiv
-    2404.05868), §3, "DPO"; Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
+    Source: Maini et al. 2024 (arXiv 2401.06121), "Preference Optimization" (the refusals); Zhang et al. 2024 (arXiv
+    2404.05868), the baseline DPO; Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
     """
     return dpo(policy, reference, settings)
 

@@ -28,7 +28,7 @@ def simnpo(policy: Said, reference: None, settings: Settings) -> torch.Tensor:
     Returns:
         The term, a scalar ≥ 0.
 
-    Source: Fan et al. 2024 (arXiv 2410.07163), eq. 4, "SimNPO".
+    Source: Fan et al. 2024 (arXiv 2410.07163), the loss called SimNPO; defaults: github.com/OPTML-Group/Unlearn-Simple.
     """
     beta, gamma = settings.beta, settings.gamma
     per_token = document_means(policy.log_probs, policy.mask)  # (B,)

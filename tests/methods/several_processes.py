@@ -30,6 +30,9 @@ CASES = {
     "bf16-gdr": ({"method": "ga_gdr", "weights": "bf16", "batch_size": 11}, {}),
     "lora": ({"method": "npo_klr", "adapter": "lora", "batch_size": 11}, {}),
     "lora-gdr": ({"method": "ga_gdr", "adapter": "lora", "batch_size": 5}, {"gradient_checkpointing": True}),
+    "hidden": ({"method": "rmu_actr", "weights": "fp32", "batch_size": 5}, {"gradient_checkpointing": True}),
+    "negated": ({"method": "taskvector", "weights": "fp32", "batch_size": 11}, {}),
+    "preferred": ({"method": "idkdpo_gdr", "adapter": "lora", "batch_size": 5}, {"at_once": 2}),
 }  # fmt: skip
 
 

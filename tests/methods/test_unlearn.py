@@ -9,10 +9,11 @@ from qru import compress, loop, models
 from qru.config import RunConfig
 from qru.defaults import resolve
 from qru.metrics import token_log_probs
-from qru.objectives import methods
+from qru.objectives import forget_terms
 from qru.optimizers import StoredBf16AdamW
 from qru.unlearn import Reference, said, unlearn
 
+PAPERS = ("ga", "npo", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
 ARMS = [("full", "bf16"), ("full", "fp32"), ("lora", "fp32"), ("lora", "bf16")]
 
 
@@ -38,10 +39,11 @@ def before(made, corpus, tokenizer):
 
 
 @pytest.mark.parametrize(("adapter", "weights"), ARMS)
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", [*PAPERS, *(name for name in forget_terms.names() if name not in PAPERS)])
 def test_every_method_lowers_the_likelihood_of_the_forget_set(
     method, adapter, weights, made, corpus, tokenizer, before
 ):
+    """The papers' six, and every further forget term alone; with a retain term it may, and should, hold back."""
     settings = config(method=method, adapter=adapter, weights=weights)
     trained, history = unlearned(made, corpus, tokenizer, settings)
     target, _ = models.load(made.target)
