@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,7 @@ from qru.ops import QuantSpec, merge_quantize
 from qru.ops.grid import codes_on
 from qru.records import Record
 from qru.registry import unknown
-from qru.tables import shares
+from qru.tables import layer_name, shares
 
 
 def checkpoints(record: Record) -> tuple[Path, Path]:
@@ -56,6 +56,45 @@ def powers_of_two(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """How many values lie in [2^k, 2^(k+1)) for k = low … high − 1; those outside count to the nearest bin."""
     exponents = torch.frexp(values.float()).exponent - 1  # exact, where log2 may round up at an edge
     return torch.bincount((exponents.clamp(low, high - 1) - low).flatten().long(), minlength=high - low)
+
+
+def weight_changes(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], spec: QuantSpec) -> pd.DataFrame:
+    """QUAIL's analysis (arXiv 2601.15538): how far weights moved, in steps, and how many are in the bin they were in.
+
+    Args:
+        pairs: layer -> its weight before and after, (out, in) in one dtype: ``stored_pairs`` of a run, or those of two
+            models by ``compress.stored_layers``.
+        spec: the grid; bins are those of the weights before.
+
+    Returns:
+        A row a layer and a last one, ``layer`` "all": ``layer``, ``block``, ``module``, ``weights`` (count), ``moved``
+        (percent, changed at all), ``median_change`` (of |ΔW| over all weights), ``median_moved`` (over those that
+        moved; NaN where none did), ``step`` (median over weights), ``ratio`` (median_moved / step) and ``overlap``
+        (bucket overlap: 100 less the percent of weights that crossed).
+    """
+    rows, every = [], []
+    for name, (before, after) in pairs.items():
+        size, steps = (after.float() - before.float()).abs().flatten(), steps_of(before, spec).flatten()
+        crossed = merge_quantize(before, new_weight=after, spec=spec, name=name).stats.crossed
+        rows.append(layer_name(name) | _change(size, steps, crossed))
+        every.append((size, steps, crossed))
+    sizes, steps, crossed = zip(*every, strict=True)
+    total = _change(torch.cat(sizes), torch.cat(steps), sum(crossed))
+    return pd.DataFrame([*rows, {"layer": "all", "block": -1, "module": "all"} | total])
+
+
+def _change(size: torch.Tensor, steps: torch.Tensor, crossed: int) -> dict[str, float]:
+    moved = size[size > 0]
+    middle, step = (moved.median().item() if len(moved) else float("nan")), steps.median().item()
+    return {
+        "weights": len(size),
+        "moved": 100 * len(moved) / len(size),
+        "median_change": size.median().item(),
+        "median_moved": middle,
+        "step": step,
+        "ratio": middle / step if step else float("nan"),
+        "overlap": 100 * (1 - crossed / len(size)),
+    }
 
 
 def moved_by_magnitude(record: Record, low: int = -14, high: int = 1) -> pd.DataFrame:

@@ -197,6 +197,20 @@ def crossing_headings(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def weight_change_table(changes: pd.DataFrame) -> pd.DataFrame:
+    """``qru.movement.weight_changes`` for reading: a row a layer, the whole model last."""
+    shown = pd.DataFrame(index=changes["layer"])
+    shown["weights"] = changes["weights"].map("{:,}".format).to_numpy()
+    heads = {
+        "moved": "moved (%)", "median_change": "median |ΔW|", "median_moved": "median |ΔW| of moved", "step": "step s",
+        "ratio": "median / s",
+    }  # fmt: skip
+    for key, heading in heads.items():
+        shown[heading] = [UNDEFINED if pd.isna(value) else f"{value:.3g}" for value in changes[key]]
+    shown["bucket overlap (%)"] = changes["overlap"].map("{:.3f}".format).to_numpy()
+    return shown
+
+
 def cost_table(*records: Record) -> pd.DataFrame:
     """Wall time (s) and peak memory (MB) of every stage."""
     rows = {

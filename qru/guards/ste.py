@@ -61,7 +61,7 @@ class Ste(Guard):
     The papers on unlearning that train through rounding give no code for LoRA; merging before rounding and the set of
     quantizers are ours.
 
-    Source: Bengio, Léonard and Courville 2013 (arXiv 1308.3432), §2.3.
+    Source: Bengio, Léonard and Courville 2013 (arXiv 1308.3432).
     """
 
     arms = ("lora",)
