@@ -24,6 +24,7 @@ from qru import checkpoint, loop, models, paths, records, scoring, transforms
 from qru.config import digest
 from qru.corpora import Corpus
 from qru.parallel import side_by_side
+from qru.quantizers import activations_of, load_quantizer
 from qru.transforms import Transform
 
 UNQUANTIZED = "bf16"
@@ -96,7 +97,8 @@ def measure(cell: Cell, setting: Setting, done: Path | None = None) -> tuple[str
     """
     model, tokenizer = models.load(cell.folder, setting.tokenizer)
     transform = Transform.parse(cell.transform)
-    transforms.deploy(model, transform, None if cell.quantizer == UNQUANTIZED else cell.quantizer)
+    quantizer = None if cell.quantizer == UNQUANTIZED else cell.quantizer
+    transforms.deploy(model, transform, quantizer, setting.corpus, tokenizer)
     weights = weights_digest(model)
     files = {name: _scores_file(weights, name, cell, setting, transform, tokenizer) for name in cell.metrics}
     with records.locked(next(iter(files.values())).parent / ".lock"):
@@ -142,6 +144,8 @@ def _scores_file(weights: str, metric: str, cell: Cell, setting: Setting, transf
         metric, _positions(metric, transform, setting), attack,
         loop.computed_as(), metadata.version("torch"), metadata.version("transformers"),
     ]  # fmt: skip
+    if not transform.steps and cell.quantizer != UNQUANTIZED and activations_of(load_quantizer(cell.quantizer)):
+        parts.append(cell.quantizer)  # it rounds activations, too, which no weight says
     return paths.cache_dir() / "certificates" / weights[:32] / f"{metric}-{digest(parts)[:16]}.json"
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from qru import compress, loop, models
+from qru import calibration, compress, loop, models
 from qru.config import regime
+from qru.corpora import Corpus
 from qru.quantizers import Update, load_quantizer
 from qru.registry import unknown
 
@@ -110,27 +111,33 @@ def prune(weight: torch.Tensor, percent: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def deploy(model: torch.nn.Module, transform: Transform, quantizer: str | None) -> None:
+def deploy(
+    model: torch.nn.Module, transform: Transform, quantizer: str | None, corpus: Corpus | None = None, tokenizer=None
+) -> None:
     """Make a stored model what is deployed, in place: transformed, quantized and dequantized.
 
     Args:
         model: as ``models.load`` gives it.
         transform: relearning is not done here.
         quantizer: its name; ``None``: none, bf16.
+        corpus, tokenizer: of the text that a calibrated quantizer is calibrated on.
     """
     if transform.first:
-        _quantize(model, transform.first)
+        _quantize(model, transform.first, corpus, tokenizer)
+        compress.round_activations(model, None)
     for layer in models.linear_layers(model).values():
         weight = compress.stored(layer.weight)
         layer.weight.copy_(prune(weight, transform.pruned) if transform.pruned else weight)
     if quantizer:
-        _quantize(model, quantizer)
+        _quantize(model, quantizer, corpus, tokenizer)
 
 
-def _quantize(model: torch.nn.Module, quantizer: str) -> None:
+def _quantize(model: torch.nn.Module, name: str, corpus: Corpus | None, tokenizer) -> None:
+    quantizer = load_quantizer(name)
+    text = calibration.text_for(quantizer, corpus, model, tokenizer) if corpus else None
     before = compress.stored_layers(model)
     unchanged = {name: Update(new_weight=weight) for name, weight in before.items()}
-    compress.quantize_layers(model, before, unchanged, load_quantizer(quantizer))
+    compress.quantize_layers(model, before, unchanged, quantizer, text)
 
 
 def relearn(model: torch.nn.Module, tokenizer, texts: Sequence[str], steps: int, scale: str) -> None:
@@ -144,6 +151,7 @@ def relearn(model: torch.nn.Module, tokenizer, texts: Sequence[str], steps: int,
     """
     rows = models.rows(texts, tokenizer, models.context(model, scale))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    compress.round_activations(model, None)  # training through them has no gradient
     model.float().requires_grad_(True).eval()
     device = next(model.parameters()).device
     ids, labels = (part.to(device) for part in loop.pad(rows, padding))

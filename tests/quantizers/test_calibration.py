@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from qru import calibration, compress, models
+from qru import calibration, compress, models, transforms
 from qru.models import linear_layers
 from qru.quantizers import Update, load_quantizer
 
@@ -193,3 +193,21 @@ def test_activations_are_rounded_until_the_next_quantizer(small):
     copied = copy.deepcopy(model)
     said("llm-int8")
     assert torch.equal(copied(input_ids=tokens).logits, plain)
+
+
+def test_a_certificate_deploys_by_the_same_text_and_attacks_plain_weights(made, corpus, tokenizer):
+    (model, _), (other, _) = models.load(made.target), models.load(made.target)
+    quantizer = load_quantizer("gptq-int4-g128-forget")
+    transforms.deploy(model, transforms.Transform.parse("merged"), quantizer.name, corpus, tokenizer)
+    compress.quantize_layers(
+        other, *unchanged(other), quantizer, calibration.text_for(quantizer, corpus, other, tokenizer)
+    )
+    for one, two in zip(linear_layers(model).values(), linear_layers(other).values(), strict=True):
+        assert torch.equal(one.weight, two.weight)
+    layer = linear_layers(model)["model.layers.0.mlp.up_proj"]
+    for first, last, rounds in (("merged", "llm-int8", 1), ("twice-llm-int8", None, 0)):
+        transforms.deploy(model, transforms.Transform.parse(first), last, corpus, tokenizer)
+        assert len(layer._forward_pre_hooks) == rounds
+    transforms.deploy(model, transforms.Transform.parse("merged"), "llm-int8", corpus, tokenizer)
+    transforms.relearn(model, tokenizer, corpus.raw["forget"][:1], 1, "smoke")
+    assert not layer._forward_pre_hooks
