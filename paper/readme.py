@@ -2,6 +2,7 @@
 
 python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's
 python -m qru.ops.bench --json paper/records/kernel/<machine>.json         # keep a measurement of the kernel
+python -m qru.ship_bench --json paper/records/ship/<shape>.json            # and one of shipping
 python paper/readme.py                             # rewrite README.md and its picture from the kept ones
 """
 
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qru import budget, figures, kernel_record, paper_words, records, why_sheets
+from qru import budget, figures, kernel_record, paper_words, records, ship_record, why_sheets
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
@@ -88,6 +89,12 @@ def kernel(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def ship() -> str:
+    """Time and memory of audit and quantize, from the committed records."""
+    found = [ship_record.summary(record) for record in ship_record.committed()]
+    return "\n\n".join([*found, ship_record.NOTE] if found else ["There is no record of it yet: `make bench-ship`."])
+
+
 def why() -> str:
     """The finding, and what it depends on."""
     parts = why_sheets.parts()
@@ -103,6 +110,7 @@ def rewritten(page: str, found: Sequence[records.Record]) -> str:
     page = block("measured", measured(json.loads((PAPER / "records" / "timings.json").read_text())), page)
     page = block("budget", budget.table(), page)
     page = block("kernel", kernel(KERNELS), page)
+    page = block("ship", ship(), page)
     page = block("why", why(), page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     return page

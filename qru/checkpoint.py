@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import threading
 from pathlib import Path
@@ -83,9 +84,18 @@ def located(name: str, role: str) -> Path:
         ) from error
 
 
+def file_size(count: int) -> str:
+    """Bytes as people say them, to three digits: ``71968`` -> ``"72.0 KB"``; a KB is 1000 bytes."""
+    for unit, letters in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if count >= 0.9995 * unit:  # what would be rounded up to a thousand of the smaller unit
+            return f"{count / unit:#.3g}".rstrip(".") + f" {letters}"
+    return f"{count} byte{'s' * (count != 1)}"
+
+
 def brief(error: BaseException) -> str:
-    """The first line of an error, or its kind if it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error, and the next if it ends with a colon; its kind if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def check_files(folder: Path, role: str) -> None:
@@ -125,6 +135,8 @@ def check_files(folder: Path, role: str) -> None:
             "writes safetensors."
         )
     for shard in named:
+        if not os.access(folder / shard, os.R_OK):  # the library would say that it is not there
+            raise ValueError(f"{where}: {shard} cannot be read by this user: change its permissions.")
         try:
             with safe_open(folder / shard, "np") as file:
                 assert file.keys() is not None
@@ -140,7 +152,7 @@ def configuration(folder: Path, role: str) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # values of wrong types are found wherever the library comes to use them
         raise ValueError(f"{role} {folder}: its config.json cannot be read: {brief(error)}") from error
 
 

@@ -11,7 +11,8 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -202,7 +203,8 @@ def audit(given: argparse.Namespace) -> int:
     if given.html:
         from qru.audit_report import write_report
 
-        write_report(result, given.html)
+        with writing(given.html):
+            write_report(result, given.html)
     if not put_json(given.json, result):
         print("\n".join(result["reading"]))
         print(f"\n{'holds' if result['holds'] else 'does not hold'}")
@@ -470,18 +472,33 @@ def put_json(path: str | None, value: Any) -> bool:
     elif path:
         from qru.records import write_json
 
-        write_json(Path(path).expanduser(), value)
+        with writing(path):
+            write_json(Path(path).expanduser(), value)
     return path == "-"
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Say which file could not be written, such as on a disk that is full.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} could not be written ({error.strerror or error}): nothing of it is left.") from error
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of the same keys; the file appears only when it is complete."""
     from qru.records import atomic_file
 
-    with atomic_file(path.expanduser()) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    with writing(path), atomic_file(path.expanduser()) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ def open_adapter(folder: Path | str, shapes: Mapping[str, tuple[int, int]]) -> A
         scalings = {layer: _scaling(folder, layer, rank, options) for layer, rank in ranks.items()}
     except (re.error, AttributeError, TypeError) as error:
         raise ValueError(f"adapter: {path} cannot be read ({error}): save or download it again.") from error
+    if (folder / BASE_FILE).exists():
+        contained(folder / BASE_FILE, "adapter")
     known = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
     digest = known.get("linear_layers_sha256") if isinstance(known, dict) else None
     if (folder / BASE_FILE).is_file() and not isinstance(digest, str):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qru.checkpoint import INDEX, SINGLE, check_files, configuration
+from qru.checkpoint import INDEX, SINGLE, brief, check_files, configuration
 from qru.models import in_layers, layer_shapes
 from qru.tensor_file import AGAIN, TensorFile, contained, open_file, parse_json
 
@@ -154,10 +154,16 @@ def linear_layers_of(shards: Shards | Path | str, role: str = "checkpoint") -> d
     """
     shards = shards if isinstance(shards, Shards) else Shards(shards, role)
     where = f"{shards.role} {shards.folder}"
+    blocks = getattr(configuration(shards.folder, shards.role).get_text_config(), "num_hidden_layers", 0)
+    if isinstance(blocks, int) and blocks > len(shards.names):  # else a model of that many is begun
+        raise ValueError(
+            f"{where}: config.json makes num_hidden_layers {blocks}, and the checkpoint has {len(shards.names)} "
+            "tensors in all: it is another model's configuration."
+        )
     try:
         shapes = layer_shapes("", shards.folder)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # values that make no model are found wherever the library comes to use them
+        raise ValueError(f"{where}: its config.json makes no model: {brief(error)}") from error
     if not shapes:
         raise ValueError(f"{where}: its architecture has no linear layers to quantize.")
     by_tail: dict[str, list[str]] = {}
@@ -250,8 +256,9 @@ def _check_configuration(folder: Path, role: str) -> None:
     parse_json(path.read_bytes(), f"{role}: {path}")
     stated = getattr(configuration(folder, role), "quantization_config", None)
     if stated:
-        stated = stated if isinstance(stated, dict) else stated.to_dict()
+        stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
+        method = stated.get("quant_method") if isinstance(stated, dict) else None
         raise ValueError(
-            f"{role} {folder} is quantized already, by {stated.get('quant_method', 'a method that it does not name')}: "
+            f"{role} {folder} is quantized already, by {method or 'a method that it does not name'}: "
             "give the model as it was before, in bf16, fp16 or fp32."
         )

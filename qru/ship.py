@@ -15,14 +15,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
-from qru.checkpoint import BESIDE, TOKENIZER_FILES, file_sha256
+from qru.checkpoint import BESIDE, TOKENIZER_FILES, file_sha256, file_size
 from qru.config import digest
 from qru.counts import survival, total
 from qru.formats import KEPT_DTYPES, Format, Part, Plan, Source, formats
@@ -33,7 +33,7 @@ from qru.quantizers import Update
 from qru.records import fsync_folder, read_json, write_json
 from qru.registry import unknown
 from qru.shards import Shards, contained, linear_layers_of, same_layers, stream
-from qru.ship_card import AUDIT, CARD, CERTIFICATE, card
+from qru.ship_card import AUDIT, CARD, CERTIFICATE, card, certified
 
 COPIED = ("generation_config.json", "chat_template*")
 PART_BYTES = 1 << 30
@@ -110,12 +110,13 @@ def quantize_checkpoint(
     inputs = open_inputs(base, adapter, weights)
     out = free_place(out, inputs)
     plan = made.plan(inputs.home.folder, inputs.sources, kept_linear(inputs), part_bytes)
+    beside = copied(inputs)
     with growing(out, plan, job(inputs, format, made.grid, plan)) as place:
         resumed = len(place.done)
         write_parts(inputs, made, plan, place, progress)
         counts = place.counts(list(inputs.layers))
         result = {"format": format, "grid": made.grid, "dtype": dtype, "layers": counts, "total": total(counts)}
-        write_beside(inputs, plan, result, place.folder, format)
+        write_beside(inputs, plan, beside, result, place.folder)
     return {"out": str(out), "bytes": sum(path.stat().st_size for path in out.iterdir()), "resumed": resumed} | result
 
 
@@ -192,8 +193,10 @@ class Place:
     def load(self, plan: Plan) -> None:
         """Take up the parts that an earlier process finished; those of another job, or damaged ones, are made again."""
         progress = self.hidden / PROGRESS
-        known = read_json(progress) if progress.is_file() else {}
-        if known.get("job") != self.job:
+        known = {}
+        with suppress(ValueError):  # damaged by whatever; it is made again
+            known = read_json(progress) if progress.is_file() else {}
+        if not isinstance(known, dict) or known.get("job") != self.job:
             shutil.rmtree(self.folder, ignore_errors=True)
             known = {"parts": {}}
         self.folder.mkdir(exist_ok=True)
@@ -225,6 +228,8 @@ def growing(out: Path, plan: Plan, job: str) -> Iterator[Place]:
     """A place to write to, which takes its name when the block ends; nothing of it is left after an error."""
     hidden = out.parent / f".{out.name}.unfinished"
     try:
+        if hidden.is_symlink():
+            raise ValueError(f"{hidden} is a link, and is not of this command: move it away.")
         hidden.mkdir(exist_ok=True)
         strangers = [path.name for path in hidden.iterdir() if not ours(path.name)]
         if strangers:
@@ -265,7 +270,7 @@ def check_room(folder: Path, plan: Plan, place: Place) -> None:
     needed = sum(part.stop - part.start for at, part in enumerate(plan.parts) if at not in place.done)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(f"the new checkpoint needs {needed / 1e9:.1f} GB more, and {folder} has {free / 1e9:.1f} GB.")
+        raise ValueError(f"the new checkpoint needs {file_size(needed)} more, and {folder} has {file_size(free)}.")
 
 
 def write_parts(inputs: Inputs, made: Format, plan: Plan, place: Place, progress: bool) -> None:
@@ -386,22 +391,9 @@ def sha256_of(path: Path, part: Part) -> str | None:
     return file_sha256(path, part.start, part.stop)
 
 
-def write_beside(inputs: Inputs, plan: Plan, result: dict[str, Any], folder: Path, format: str) -> None:
-    """Everything but the weights: configuration, tokenizer, counts, certificate, model card."""
-    files = dict(plan.files)
-    for path in copied(inputs):
-        files[path.name] = path.read_bytes()
-    certificate = next(
-        (
-            place / CERTIFICATE
-            for place in (*(one.folder for one in inputs.adapters), inputs.home.folder)
-            if (place / CERTIFICATE).is_file()
-        ),
-        None,
-    )
-    if certificate is not None:
-        contained(certificate, "certificate")
-        files[CERTIFICATE] = certificate.read_bytes()
+def write_beside(inputs: Inputs, plan: Plan, beside: dict[str, bytes], result: dict[str, Any], folder: Path) -> None:
+    """Everything but the weights: configuration, counts, model card, and what is copied."""
+    files = plan.files | beside
     files[AUDIT] = (json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n").encode()
     files[CARD] = card(
         result,
@@ -421,8 +413,13 @@ def write_beside(inputs: Inputs, plan: Plan, result: dict[str, Any], folder: Pat
             os.fsync(file.fileno())
 
 
-def copied(inputs: Inputs) -> list[Path]:
-    """Tokenizer, generation settings and chat template: those beside the fine-tuned weights, or else the base's."""
+def copied(inputs: Inputs) -> dict[str, bytes]:
+    """Tokenizer, generation settings and chat template (those beside the fine-tuned weights, or else the base's), and
+    the certificate if there is one.
+
+    Raises:
+        ValueError: one is a link that leaves its folder; a certificate that is no JSON.
+    """
 
     def matching(folder: Path, patterns: Sequence[str], role: str) -> list[Path]:
         paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
@@ -433,4 +430,10 @@ def copied(inputs: Inputs) -> list[Path]:
     home, base = inputs.home.folder, inputs.base.folder
     reader = home if any((home / name).is_file() for name in TOKENIZER_FILES) else base
     found = {path.name: path for folder in (base, home) for path in matching(folder, COPIED, "checkpoint")}
-    return [*found.values(), *matching(reader, BESIDE, "tokenizer")]
+    for path in matching(reader, BESIDE, "tokenizer"):
+        found[path.name] = path
+    for place in (inputs.home.folder, *(one.folder for one in reversed(inputs.adapters))):
+        for path in matching(place, (CERTIFICATE,), "certificate"):
+            found[path.name] = path
+            certified(path.read_bytes())
+    return {name: path.read_bytes() for name, path in found.items()}

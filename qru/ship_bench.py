@@ -1,129 +1,81 @@
 """How fast a checkpoint is audited and quantized, and in how much memory, against what people run today.
 
-    python -m qru.ship_bench --folder /scratch/bench                  # 1.1B weights in TinyLlama's shapes, rank 64
-    python -m qru.ship_bench --folder /scratch/bench --shape 7b --only audit quantize
-    python -m qru.ship_bench --folder /scratch/bench --smoke          # seconds: tiny, to keep this file honest
+    python -m qru.ship_bench                                 # 1.1B weights in TinyLlama's shapes, rank 64
+    python -m qru.ship_bench --shape 7b --folder /scratch    # audit and quantize alone
+    python -m qru.ship_bench --smoke                         # seconds: tiny, to keep this file honest
 
 Random weights and a random adapter are written first. Every contestant then runs once a round in a process of its own,
 in an order drawn anew for each round, after the input was dropped from the page cache. Seconds are those of the work,
 without Python's start and the imports. Memory is the process's own (anonymous pages; what is mapped from files is page
-cache and can be dropped at any time), sampled while it works; the resident peak stands beside it. Two floors are
-measured in the same rounds: reading the input and writing as many bytes as the quantized checkpoint has; and the
-kernel's own time over all layers, on matrices in memory. Results are verified before they count.
+cache and can be dropped at any time), sampled while it works; the resident peak stands beside it. Floors are measured
+in the same rounds: reading the input; reading it and writing as many bytes as the quantized checkpoint has; and the
+kernel's own time over all layers, on matrices in memory. Every result is verified before it counts. What is done is
+kept in the scratch folder: the same command goes on behind it, and takes the folder away when all rounds are done.
+
+``audit`` computes no digests of the files (``qru audit --no-sha256``); ``quantize`` is ``qru quantize``, all of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import math
 import os
 import random
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from safetensors import safe_open
 
-from qru.checkpoint import INDEX
-from qru.formats.layout import Entry, header
-from qru.models import layer_shapes, quiet
-from qru.ops import QuantSpec, merge_quantize, merge_quantize_ref
+from qru import paths
+from qru.checkpoint import file_size
+from qru.models import quiet
+from qru.ops import QuantSpec, build_info, merge_quantize, merge_quantize_ref
+from qru.ops.extension import BUILD_COMMAND
 from qru.ops.pack import unpack
-from qru.records import provenance, write_json
-from qru.shards import Shards, linear_layers_of
+from qru.records import fsync_folder, locked, provenance, read_json, write_json
+from qru.registry import unknown
+from qru.ship_card import AUDIT
+from qru.ship_input import PREFIX, SHAPES, base_of, factors_of, layers_of, make_input
+from qru.ship_record import FLOORS, KIND, checked
+from qru.watch import die_with_parent, watched
 
-KIND = "ship-benchmark"
-SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
-    "tiny": (64, 128, 2, 4, 2, 96),
-    "1.1b": (2048, 5632, 22, 32, 4, 32000),
-    "7b": (4096, 11008, 32, 32, 32, 32000),
+SIZES = {
+    "smoke": {"shape": "tiny", "rank": 4, "rounds": 1},
+    "mini": {"shape": "1.1b", "rank": 64, "rounds": 5},
 }
-SHARD = 5 * 10**9  # bytes; what the Hub's checkpoints have
-DRAWN = 1 << 24  # random numbers that all tensors are cut from, at places of their own
-SPEC = "rtn-int4-g128"
-SAMPLE_SECONDS = 0.005
+LARGE = {"7b": ("quantize", "audit")}  # the others hold the whole model in memory: they take part where they are named
+BITS = 4
+PROGRESS, LOCK, MAKING = "progress.json", "lock", "making"
 CHUNK = 1 << 23
+ROWS = 8  # of a layer, that are held against the specification
+DIFFER = 0.01  # share of values that may differ where products are summed in another order than ours
 
 
-def make_input(folder: Path, shape: str, rank: int) -> None:
-    """Write ``base``, a checkpoint of random weights, and ``adapter``, of all its layers; never holds the model."""
-    hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=False, dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
-    base, adapter = folder / "base", folder / "adapter"
-    config.save_pretrained(base)
-    shapes = layer_shapes("", base)
-    drawn = torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    kept = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
-    kept["model.norm.weight"] = (hidden,)
-    for at in range(layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            kept[f"model.layers.{at}.{norm}.weight"] = (hidden,)
-    entries = [Entry(f"{layer}.weight", torch.bfloat16, size) for layer, size in shapes.items()]
-    entries += [Entry(name, torch.bfloat16, size) for name, size in kept.items()]
-    groups: list[list[Entry]] = [[]]
-    for entry in entries:
-        if groups[-1] and sum(one.bytes for one in groups[-1]) + entry.bytes > SHARD:
-            groups.append([])
-        groups[-1].append(entry)
-    names = [f"model-{at:05d}-of-{len(groups):05d}.safetensors" for at in range(1, len(groups) + 1)]
-    for name, group in zip(names, groups, strict=True):
-        write_tensors(base / name, group, drawn)
-    placed = {entry.name: name for name, group in zip(names, groups, strict=True) for entry in group}
-    index = {"metadata": {"total_size": sum(entry.bytes for entry in entries)}, "weight_map": placed}
-    (base / INDEX).write_text(json.dumps(index))
-    adapter.mkdir()
-    prefix = "base_model.model."
-    factors = []
-    for layer, (rows, columns) in shapes.items():
-        factors.append(Entry(f"{prefix}{layer}.lora_A.weight", torch.float32, (rank, columns)))
-        factors.append(Entry(f"{prefix}{layer}.lora_B.weight", torch.float32, (rows, rank)))
-    write_tensors(adapter / "adapter_model.safetensors", factors, drawn)
-    targets = sorted({layer.rpartition(".")[2] for layer in shapes})
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets}
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-
-
-def write_tensors(path: Path, entries: list[Entry], drawn: torch.Tensor) -> None:
-    """A safetensors file of numbers cut from ``drawn``, each tensor from a place of its own."""
-    with open(path, "wb") as file:
-        file.write(header(entries))
-        for entry in entries:
-            left, at = math.prod(entry.shape), random.Random(entry.name).randrange(DRAWN)
-            while left:
-                piece = drawn[at : at + left].to(entry.dtype)
-                file.write(memoryview(piece.view(torch.uint8).numpy()))
-                left, at = left - len(piece), 0
-        os.fsync(file.fileno())
-
-
-def by_qru(folder: Path) -> None:
+def by_qru(folder: Path, shape: str) -> None:
     from qru.ship import quantize_checkpoint
 
-    quantize_checkpoint(folder / "base", folder / "out", adapter=folder / "adapter", spec=spec_for(folder))
+    quantize_checkpoint(folder / "base", folder / "out", adapter=folder / "adapter", spec=spec_of(shape).name)
 
 
-def by_audit(folder: Path) -> None:
+def by_audit(folder: Path, shape: str) -> None:
     from qru.checkpoint_audit import audit_checkpoint
 
-    spec = QuantSpec.parse(spec_for(folder))
-    audit_checkpoint(folder / "base", folder / "adapter", [spec], digests=False, progress=False)
+    found = audit_checkpoint(folder / "base", folder / "adapter", [spec_of(shape)], digests=False, progress=False)
+    (folder / "out").mkdir()
+    write_json(folder / "out" / AUDIT, next(iter(found["specs"].values())))
 
 
-def by_peft(folder: Path) -> None:
+def by_peft(folder: Path, shape: str) -> None:
     """What people run: load, merge, save, load again in NF4."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -134,16 +86,23 @@ def by_peft(folder: Path) -> None:
         merged.save_pretrained(folder / "out")
         del model, merged
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-        AutoModelForCausalLM.from_pretrained(folder / "out", quantization_config=nf4, dtype=torch.bfloat16)
+        found = AutoModelForCausalLM.from_pretrained(folder / "out", quantization_config=nf4, dtype=torch.bfloat16)
+    kinds = {type(found.get_submodule(layer).weight).__name__ for layer in layers_of(shape)}
+    if kinds != {"Params4bit"}:
+        raise AssertionError(f"layers loaded as {kinds}, not in 4 bits")
 
 
-def by_disk(folder: Path) -> None:
-    """Read what is read, and write as many bytes as the quantized checkpoint has."""
+def by_reading(folder: Path, shape: str) -> None:
     for path in inputs(folder):
         with open(path, "rb", buffering=0) as file:
             while file.read(CHUNK):
                 pass
-    left = int((folder / "out_bytes").read_text())
+
+
+def by_disk(folder: Path, shape: str) -> None:
+    """Read what is read, and write as many bytes as the quantized checkpoint has."""
+    by_reading(folder, shape)
+    left = read_json(folder / PROGRESS)["output_bytes"]
     (folder / "out").mkdir()
     zeros = memoryview(bytes(CHUNK))
     with open(folder / "out" / "zeros", "wb", buffering=0) as file:
@@ -152,74 +111,48 @@ def by_disk(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def by_kernel(folder: Path) -> None:
-    """Merge and quantize one matrix of each layer's shape, again and again, as often as the model has it."""
-    shapes = layer_shapes("", folder / "base")
-    rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
-    spec = QuantSpec.parse(f"{spec_for(folder)}-bfloat16")
-    for shape in set(shapes.values()):
-        weight = torch.full(shape, 0.02, dtype=torch.bfloat16)
-        a, b = torch.full((rank, shape[1]), 0.01), torch.full((shape[0], rank), 0.01)
-        for _ in range(list(shapes.values()).count(shape)):
-            merge_quantize(weight, a, b, 1.0, spec)
+def by_kernel(folder: Path, shape: str) -> None:
+    """Merge and quantize one matrix of each layer's size, again and again, as often as the model has it."""
+    sizes = list(layers_of(shape).values())
+    rank = read_json(folder / "adapter" / "adapter_config.json")["r"]
+    for size in dict.fromkeys(sizes):
+        weight = torch.full(size, 0.02, dtype=torch.bfloat16)
+        a, b = torch.full((rank, size[1]), 0.01), torch.full((size[0], rank), 0.01)
+        for _ in range(sizes.count(size)):
+            merge_quantize(weight, a, b, 1.0, spec_of(shape))
 
 
-# The floors come first in no round but the one that says how many bytes there are to write.
-CONTESTANTS: dict[str, Callable[[Path], None]] = {
-    "quantize": by_qru, "audit": by_audit, "peft-nf4": by_peft, "disk": by_disk, "kernel": by_kernel,
+def spec_of(shape: str) -> QuantSpec:
+    """Groups of 128, or of 32 where rows are too short for these; steps in bf16, as they are stored."""
+    return QuantSpec.parse(f"rtn-int{BITS}-g{128 if SHAPES[shape][0] % 128 == 0 else 32}-bfloat16")
+
+
+CONTESTANTS: dict[str, Callable[[Path, str], None]] = {
+    "quantize": by_qru, "audit": by_audit, "peft-nf4": by_peft, "read": by_reading, "disk": by_disk,
+    "kernel": by_kernel,
 }  # fmt: skip
-
-
-def spec_for(folder: Path) -> str:
-    """Groups of 128, or of 32 where rows are too short for these."""
-    hidden = json.loads((folder / "base" / "config.json").read_text())["hidden_size"]
-    return SPEC if hidden % 128 == 0 else "rtn-int4-g32"
+FOREIGN = "llmcompressor"  # in an environment of its own
+NAMES = (*CONTESTANTS, FOREIGN)
 
 
 def inputs(folder: Path) -> list[Path]:
     return sorted(path for part in ("base", "adapter") for path in (folder / part).glob("*.safetensors"))
 
 
-def evict(paths: Sequence[Path]) -> None:
+def evict(files: Sequence[Path]) -> None:
     """Drop files from the page cache, as far as they are on the disk."""
-    for path in paths:
+    for path in files:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-@contextmanager
-def watched(found: dict[str, float]):
-    """Put to ``found`` how much memory the process has before, and the most that is seen meanwhile."""
-    done = threading.Event()
-    found["before_mb"] = anonymous()
-    found["peak_mb"] = found["before_mb"]
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            found["peak_mb"] = max(found["peak_mb"], anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        found["resident_mb"] = status("VmHWM")
+def llmcompressor_python(given: str | None = None) -> Path:
+    """The interpreter of llmcompressor's environment: the one given, or that of ``make llmcompressor``."""
+    return Path(given).expanduser() if given else Path(__file__).parents[1] / ".venv-llmcompressor" / "bin" / "python"
 
 
-def anonymous() -> float:
-    """MB of this process that are not mapped from files."""
-    return status("RssAnon") + status("RssShmem")
-
-
-def status(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
-
-
-def contestant(name: str, folder: Path) -> dict[str, float]:
-    """Run one in this process: seconds and memory."""
+def in_this_process(name: str, folder: Path, shape: str) -> dict[str, Any]:
+    """Run one here: what is seen of memory is everybody's."""
     import peft  # noqa: F401 - imports are nobody's work
     import transformers
 
@@ -227,146 +160,369 @@ def contestant(name: str, folder: Path) -> dict[str, float]:
     import qru.ship  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     with watched(found):
-        started = time.perf_counter()
-        CONTESTANTS[name](folder)
-        found["seconds"] = time.perf_counter() - started
-    return found
+        CONTESTANTS[name](folder, shape)
+    return found | {"threads": torch.get_num_threads()}
 
 
-def in_its_own_process(name: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "qru.ship_bench", "--folder", str(folder), "--contestant", name]
-    done = subprocess.run(command, capture_output=True, text=True)
+def in_its_own_process(name: str, folder: Path, shape: str, llmcompressor: str | None = None) -> dict[str, Any]:
+    """Run one as people would start it.
+
+    Raises:
+        RuntimeError: it failed (with the end of what it said), or was killed.
+    """
+    command = [sys.executable, "-m", "qru.ship_bench", "--folder", folder, "--shape", shape, "--contestant", name]
+    if name == FOREIGN:
+        script = Path(__file__).with_name("ship_llmcompressor.py")
+        command = [llmcompressor_python(llmcompressor), "-I", script, folder, spec_of(shape).group_size]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode < 0:
+        raise RuntimeError(f"{name} was killed by signal {-done.returncode}: 9 says that memory ran out.")
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def verify(folder: Path) -> int:
-    """Hold rows of the quantized checkpoint against the specification; how many bytes it has.
+def verify(name: str, folder: Path, shape: str) -> dict[str, Any]:
+    """Hold what a contestant left against the specification; what was found.
 
     Raises:
-        AssertionError: a code or a step differs.
+        AssertionError: it is something else. The floors leave nothing to look at.
     """
-    spec = QuantSpec.parse(f"{spec_for(folder)}-bfloat16")
-    base = Shards(folder / "base", "BASE")
-    from safetensors import safe_open
+    if name == "quantize":
+        if differ := codes_that_differ(folder, shape, spec_of(shape).step):
+            raise AssertionError(f"{differ:.2%} of the codes are not those of the specification")
+        size = sum(path.stat().st_size for path in (folder / "out").iterdir())
+        return {"total": read_json(folder / "out" / AUDIT)["total"], "output_bytes": size}
+    if name == "audit":
+        return {"total": read_json(folder / "out" / AUDIT)["total"]}
+    if name == "peft-nf4":
+        differ = weights_that_differ(folder, shape)
+    elif name == FOREIGN:  # its step is max|W| / 7.5
+        differ = codes_that_differ(folder, shape, "2^(N-1)-1/2")
+    else:
+        return {}
+    if differ > DIFFER:
+        raise AssertionError(f"{name}: {differ:.2%} of what it made are not what its rule gives")
+    return {"differ": differ}
 
-    found = {}
-    for path in sorted((folder / "out").glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    layers = list(linear_layers_of(base))
+
+def ends(folder: Path, shape: str):
+    """First and last layer: name, some rows of the weight and of B, A."""
+    layers = list(layers_of(shape))
+    base = found_in(folder / "base")
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as adapter:
         for layer in (layers[0], layers[-1]):
-            a, b = (adapter.get_tensor(f"base_model.model.{layer}.lora_{side}.weight") for side in "AB")
-            weight = base.read(f"{layer}.weight")
-            want = merge_quantize_ref(weight[:8], a, b[:8], 1.0, spec)
-            packed, scale = f"{layer}.weight_packed", f"{layer}.weight_scale"
-            with safe_open(found[packed], "pt") as file:
-                got = file.get_slice(packed)[:8], file.get_slice(scale)[:8]
-            same = torch.equal(unpack(got[0], spec.bits, weight.shape[1]), want.codes)
-            if not same or not torch.equal(got[1].float(), want.scales):
-                raise AssertionError(f"{layer}: the quantized checkpoint is not what the specification gives")
-    return sum(path.stat().st_size for path in (folder / "out").iterdir())
+            a, b = (adapter.get_slice(f"{PREFIX}{layer}.lora_{side}.weight") for side in "AB")
+            yield layer, rows_of(base, f"{layer}.weight"), a[:], b[:ROWS]
 
 
-def measure(
-    folder: Path,
-    shape: str = "1.1b",
-    rank: int = 64,
-    rounds: int = 3,
-    only: Sequence[str] = (),
-    run: Callable[[str, Path], dict[str, float]] = in_its_own_process,
-    report: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Make the input, verify, and run every contestant in each round.
+def found_in(folder: Path) -> dict[str, Path]:
+    """Tensor -> file of a checkpoint."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
-    Args:
-        folder: scratch; must be empty or absent. About eight times the size of the model's weights is not too much.
-        shape: a key of ``SHAPES``. rank: of the adapter. rounds: of every contestant.
-        only: contestants; all unless given, NF4 where bitsandbytes is installed. The floors always run.
-        run: runs one; in this process (``contestant``) what is seen of memory is everybody's.
-        report: is given a line a result.
 
-    Returns:
-        a record: ``config``, ``input_bytes``, ``output_bytes``, ``results`` (contestant -> lists of seconds and
-        memory), ``ratios`` (against ``quantize``, medians) and ``provenance``.
+def rows_of(found: dict[str, Path], name: str) -> torch.Tensor:
+    with safe_open(found[name], "pt") as file:
+        return file.get_slice(name)[:ROWS]
+
+
+def codes_that_differ(folder: Path, shape: str, step: str) -> float:
+    """Share of the codes and steps of some rows that are not those of the specification with this step."""
+    spec, out = replace(spec_of(shape), step=step), found_in(folder / "out")
+    wrong = numbers = 0
+    for layer, weight, a, b in ends(folder, shape):
+        want = merge_quantize_ref(weight, a, b, 1.0, spec)
+        codes = unpack(rows_of(out, f"{layer}.weight_packed"), BITS, weight.shape[1])
+        scales = rows_of(out, f"{layer}.weight_scale").float()
+        wrong += int((codes != want.codes).sum()) + int((scales != want.scales).sum())
+        numbers += codes.numel() + scales.numel()
+    return wrong / numbers
+
+
+def weights_that_differ(folder: Path, shape: str) -> float:
+    """Share of the merged weights of some rows that are not the specification's."""
+    out = found_in(folder / "out")
+    wrong = numbers = 0
+    for layer, weight, a, b in ends(folder, shape):
+        want = merge_quantize_ref(weight, a, b, 1.0, spec_of(shape), merged=True).merged
+        wrong += int((rows_of(out, f"{layer}.weight") != want).sum())
+        numbers += want.numel()
+    return wrong / numbers
+
+
+def chosen_of(shape: str, only: Sequence[str], smoke: bool, llmcompressor: str | None) -> tuple[list[str], dict]:
+    """The contestants, and why those are missing that are.
 
     Raises:
-        ValueError: a name that is not known, or a folder that is not empty. AssertionError: results are wrong.
+        ValueError: a name that is not known, or of one that cannot take part.
     """
     for name in only:
-        if name not in CONTESTANTS:
-            raise ValueError(f"unknown contestant {name!r}; choose among {', '.join(CONTESTANTS)}")
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: give a new folder.")
-    make_input(folder, shape, rank)
-    report(f"input: {sum(path.stat().st_size for path in inputs(folder)) / 1e9:.3g} GB")
-    run("quantize", folder)
-    output = verify(folder)
-    (folder / "out_bytes").write_text(str(output))
-    there = [name for name in CONTESTANTS if name != "peft-nf4" or importlib.util.find_spec("bitsandbytes")]
-    chosen = [name for name in there if not only or name in only or name in ("disk", "kernel")]
-    results: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
-    for round_ in range(rounds):
-        for name in random.Random(round_).sample(chosen, len(chosen)):
-            shutil.rmtree(folder / "out", ignore_errors=True)
-            evict(inputs(folder))
-            found = run(name, folder)
-            for key, value in found.items():
-                results[name].setdefault(key, []).append(value)
-            report(f"{name}: {found['seconds']:.3g} s, {found['peak_mb']:.0f} MB of its own")
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    return {
-        "kind": KIND,
-        "config": {"shape": shape, "rank": rank, "rounds": rounds, "threads": torch.get_num_threads(), "spec": SPEC},
-        "input_bytes": sum(path.stat().st_size for path in inputs(folder)),
-        "output_bytes": output,
-        "results": results,
-        "ratios": ratios(results),
-        "provenance": provenance(),
+        if name not in NAMES:
+            raise unknown("contestant", name, NAMES)
+    missing = {}
+    if not util.find_spec("bitsandbytes"):
+        missing["peft-nf4"] = "bitsandbytes is not installed"
+    if not llmcompressor_python(llmcompressor).is_file():
+        missing[FOREIGN] = f"there is no {llmcompressor_python(llmcompressor)}: make llmcompressor"
+    for name in only:
+        if name in missing:
+            raise ValueError(f"{name} cannot take part: {missing[name]}.")
+    floors = {floor for pair in FLOORS.values() for floor in pair}
+    wanted = {*(only or LARGE.get(shape, NAMES)), *floors, "quantize"}
+    if smoke and FOREIGN not in only:
+        missing.setdefault(FOREIGN, "at smoke it takes part where it is named")
+    return [name for name in NAMES if name in wanted and name not in missing], {
+        name: why for name, why in missing.items() if name in wanted
     }
 
 
-def ratios(results: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Medians of the others over ours, and ours over the larger floor."""
-    middle = {name: {key: statistics.median(found) for key, found in one.items()} for name, one in results.items()}
-    floor = max(middle["disk"]["seconds"], middle["kernel"]["seconds"])
-    found = {name: {"of_floor": middle[name]["seconds"] / floor} for name in ("quantize", "audit") if name in middle}
-    if "peft-nf4" in middle and "quantize" in middle:
-        theirs, ours = middle["peft-nf4"], middle["quantize"]
-        found["peft-nf4"] = {key: theirs[key] / ours[key] for key in ("seconds", "peak_mb")}
-    return found
+def needed(shape: str, rank: int, chosen: Sequence[str]) -> int:
+    """Bytes of disk: the input, and the largest of what is made of it."""
+    base = sum(entry.bytes for entry in base_of(shape))
+    adapter = sum(entry.bytes for entry in factors_of(shape, rank))
+    weights = sum(rows * columns for rows, columns in layers_of(shape).values())
+    packed = base - 2 * weights + weights * BITS // 8 + 2 * weights // spec_of(shape).group_size
+    return int(1.01 * (base + adapter + (base if "peft-nf4" in chosen else packed))) + 10**7
+
+
+def measure(
+    scale: str = "mini",
+    shape: str | None = None,
+    rank: int | None = None,
+    rounds: int | None = None,
+    only: Sequence[str] = (),
+    folder: Path | str | None = None,
+    llmcompressor: str | None = None,
+    record: Path | None = None,
+    report: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Make the input, run every contestant in each round, verify, and keep the record.
+
+    Args:
+        scale: "smoke" (all in this process) or "mini": what holds for all that is not given (``SIZES``).
+        shape: a key of ``qru.ship_input.SHAPES``. rank: of the adapter. rounds: of every contestant.
+        only: contestants; all unless given, for 7b only ours. The floors and ``quantize`` always run.
+        folder: scratch; absent, empty, or what an earlier call with the same settings left when it was killed.
+        llmcompressor: the interpreter of its environment.
+        record: the record's path; a folder of its own below ``runs/ship`` unless given.
+        report: is given a line a result.
+
+    Returns:
+        a record: ``config``, ``input_bytes``, ``output_bytes``, ``results`` (contestant -> lists of ``seconds``,
+        ``before_mb``, ``peak_mb``, ``resident_mb``), ``verified``, ``missing`` and ``provenance``. The scratch folder
+        is gone.
+
+    Raises:
+        ValueError: a name or number that makes no sense, a folder of something else, a disk without room.
+        RuntimeError: a contestant failed, or the kernel is not built. AssertionError: a result is wrong.
+    """
+    if scale not in SIZES:
+        raise unknown("scale", scale, SIZES)
+    size, smoke = SIZES[scale], scale == "smoke"
+    shape, rank, rounds = shape or size["shape"], rank or size["rank"], rounds or size["rounds"]
+    if shape not in SHAPES:
+        raise unknown("shape", shape, SHAPES)
+    if rank < 1 or rounds < 1:
+        raise ValueError(f"rank is {rank} and rounds is {rounds}; give at least 1.")
+    if not smoke and not build_info()["built"]:
+        raise RuntimeError(f"the kernel is not built, there is nothing to time. Build: {BUILD_COMMAND}")
+    chosen, missing = chosen_of(shape, list(only), smoke, llmcompressor)
+    folder = Path(folder).expanduser().resolve() if folder else paths.cache_dir() / "ship-bench" / shape
+    job = {"shape": shape, "rank": rank, "contestants": chosen, "threads": torch.get_num_threads(), "apart": not smoke}
+
+    def run(name: str) -> dict[str, Any]:
+        if smoke and name != FOREIGN:
+            return in_this_process(name, folder, shape)
+        return in_its_own_process(name, folder, shape, llmcompressor)
+
+    progress = begun(folder, job, shape, rank, chosen)
+    with locked(folder / LOCK):
+        measure_rounds(folder, progress, rounds, run, report)
+        made = record_of(progress, rounds, missing)
+        started = time.strftime("%Y%m%d-%H%M%S", time.localtime(progress["attempts"][0]["time"]))
+        path = record or paths.runs_dir() / "ship" / f"{shape}-{job['threads']}-threads-{started}" / "record.json"
+        write_json(path, made)
+        report(f"record: {path}")
+        for part in ("base", "adapter", "out", MAKING):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / PROGRESS).unlink()
+    (folder / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # something of somebody else's may lie there
+        folder.rmdir()
+    return made
+
+
+def begun(folder: Path, job: dict[str, Any], shape: str, rank: int, chosen: Sequence[str]) -> dict[str, Any]:
+    """What earlier calls did, held against the settings of this one and the room on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / PROGRESS
+    if place.is_file():
+        progress = read_json(place)
+        if progress["job"] != job:
+            raise ValueError(f"{folder} holds rounds of {progress['job']}, not of {job}: give another, or delete it.")
+    elif strangers := [path.name for path in folder.iterdir() if path.name not in (LOCK, MAKING)]:
+        raise ValueError(f"{folder} is not empty (it holds {strangers[0]}): give a new folder.")
+    else:
+        progress = {"job": job, "attempts": [], "results": {}, "verified": {}}
+    there = sum(path.stat().st_size for path in inputs(folder))
+    free, need = shutil.disk_usage(folder).free, needed(shape, rank, chosen) - there
+    if need > free:
+        raise ValueError(
+            f"{shape} needs {file_size(need)} of disk (input and the largest output), and {folder} has "
+            f"{file_size(free)}: give another folder."
+        )
+    return progress
+
+
+def measure_rounds(
+    folder: Path, progress: dict[str, Any], rounds: int, run: Callable[[str], dict], report: Callable[[str], object]
+) -> None:
+    """Run what is missing, round after round, and keep each result at once."""
+    job, results = progress["job"], progress["results"]
+    todo = [
+        (round_, name)
+        for round_ in range(rounds)
+        for name in random.Random(round_).sample(job["contestants"], len(job["contestants"]))
+        if str(round_) not in results.get(name, {})
+    ]
+    if not todo:
+        return
+    came_from = provenance()
+    progress.setdefault("provenance", came_from)
+    now = {"time": time.time(), "load_before": os.getloadavg()[0], "commit": came_from["commit"]}
+    progress["attempts"].append(now | {"dirty": came_from["dirty"]})
+    if not (folder / "adapter").is_dir():
+        entries = [*base_of(job["shape"]), *factors_of(job["shape"], job["rank"])]
+        report(f"writing {file_size(sum(entry.bytes for entry in entries))} of random weights")
+        shutil.rmtree(folder / MAKING, ignore_errors=True)
+        (folder / MAKING).mkdir()
+        make_input(folder / MAKING, job["shape"], job["rank"])
+        shutil.rmtree(folder / "base", ignore_errors=True)
+        os.rename(folder / MAKING / "base", folder / "base")
+        os.rename(folder / MAKING / "adapter", folder / "adapter")  # last: it says that both are whole
+        fsync_folder(folder)
+    progress["input_bytes"] = sum(path.stat().st_size for path in inputs(folder))
+    write_json(folder / PROGRESS, progress)
+    if "output_bytes" not in progress:  # how much there is to write, and whether it works; not counted
+        one(folder, "quantize", progress, run)
+        write_json(folder / PROGRESS, progress)
+    walls = {name: [found["wall"] for found in rounds_.values()] for name, rounds_ in results.items()}
+    for at, (round_, name) in enumerate(todo):
+        found = one(folder, name, progress, run)
+        results.setdefault(name, {})[str(round_)] = found
+        write_json(folder / PROGRESS, progress)
+        walls.setdefault(name, []).append(found["wall"])
+        left = eta([name for _, name in todo[at + 1 :]], walls)
+        report(
+            f"round {round_ + 1} of {rounds}, {name}: {found['seconds']:.3g} s, {found['peak_mb']:.0f} MB of its own; "
+            f"{len(todo) - at - 1} to go, about {left / 60:.0f} min"
+        )
+
+
+def one(folder: Path, name: str, progress: dict[str, Any], run: Callable[[str], dict]) -> dict[str, Any]:
+    """One run of one contestant, verified; what it leaves is taken away."""
+    shape = progress["job"]["shape"]
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    evict(inputs(folder))
+    started = time.monotonic()
+    try:
+        found = run(name)
+        checked_ = verify(name, folder, shape)
+    finally:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    progress["output_bytes"] = checked_.pop("output_bytes", progress.get("output_bytes"))
+    expected = progress["verified"].setdefault("total", checked_["total"]) if "total" in checked_ else None
+    if expected is not None and checked_["total"] != expected:
+        raise AssertionError(f"{name} counts {checked_['total']}, and the first run of quantize {expected}")
+    if "differ" in checked_:
+        progress["verified"][name] = checked_["differ"]
+    return found | {"wall": time.monotonic() - started}
+
+
+def eta(names: Sequence[str], walls: dict[str, list[float]]) -> float:
+    """Seconds that these runs will take, by the medians of those before; an unknown one as long as the longest."""
+    middle = {name: statistics.median(found) for name, found in walls.items() if found}
+    longest = max(middle.values(), default=0.0)
+    return sum(middle.get(name, longest) for name in names)
+
+
+def record_of(progress: dict[str, Any], rounds: int, missing: dict[str, str]) -> dict[str, Any]:
+    """The record of rounds that are all done."""
+    job = progress["job"]
+    numbers = ("seconds", "before_mb", "peak_mb", "resident_mb")
+    results = {
+        name: {key: [progress["results"][name][str(round_)][key] for round_ in range(rounds)] for key in numbers}
+        for name in job["contestants"]
+    }
+    came_from = progress["provenance"] | {"attempts": progress["attempts"]}
+    came_from["kernel"] = build_info()
+    if "peft-nf4" in results:
+        came_from["versions"] = came_from["versions"] | {"bitsandbytes": metadata.version("bitsandbytes")}
+    foreign = progress["results"].get(FOREIGN, {}).get("0")
+    if foreign:
+        came_from[FOREIGN] = foreign["versions"] | {"threads": foreign["threads"]}
+    sizes = layers_of(job["shape"]).values()
+    return checked(
+        {
+            "kind": KIND,
+            "config": {key: job[key] for key in ("shape", "rank", "threads", "apart")}
+            | {"rounds": rounds, "spec": spec_of(job["shape"]).name, "layers": len(sizes)}
+            | {"weights": sum(rows * columns for rows, columns in sizes)},
+            "input_bytes": progress["input_bytes"],
+            "output_bytes": progress["output_bytes"],
+            "results": results,
+            "verified": progress["verified"],
+            "missing": missing,
+            "provenance": came_from,
+        }
+    )
+
+
+def read(path: str) -> dict[str, Any]:
+    """The record at a path that is absolute or relative to the repository; ValueError if it is none of this kind."""
+    return checked(read_json(paths.root() / path), path)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Command line: a line a result, and a record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="scratch; left there but for what was written last")
-    parser.add_argument("--shape", choices=list(SHAPES), default="1.1b")
-    parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=[], choices=list(CONTESTANTS))
+    parser = argparse.ArgumentParser(prog="python -m qru.ship_bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="scratch; .cache/ship-bench/SHAPE unless given")
+    parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--llmcompressor", metavar="PYTHON", help="of its environment; .venv-llmcompressor's")
     parser.add_argument("--smoke", action="store_true", help="tiny, one round, all in this process")
-    parser.add_argument("--json", type=Path, help="the record's path; record.json in the folder otherwise")
+    parser.add_argument("--json", type=Path, help="the record's path; below runs/ship unless given")
     parser.add_argument("--contestant", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.contestant:
-        found = contestant(given.contestant, given.folder)
+        die_with_parent()
+        found = in_this_process(given.contestant, given.folder, given.shape)
         print(json.dumps(found))
         return found
-    shape, rank, rounds = ("tiny", 4, 1) if given.smoke else (given.shape, given.rank, given.rounds)
-    run = contestant if given.smoke else in_its_own_process
-    record = measure(given.folder, shape, rank, rounds, given.only, run, lambda text: print(text, flush=True))
-    path = given.json or given.folder / "record.json"
-    write_json(path, record)
-    print(f"record: {path}")
-    return record
+    try:
+        return measure(
+            "smoke" if given.smoke else "mini",
+            given.shape,
+            given.rank,
+            given.rounds,
+            given.only,
+            given.folder,
+            given.llmcompressor,
+            given.json,
+            lambda text: print(text, flush=True),
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; the same command goes on from here.\n")
 
 
 if __name__ == "__main__":

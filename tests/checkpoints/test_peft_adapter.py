@@ -228,7 +228,7 @@ def test_an_adapter_of_a_model_of_another_size_is_refused(tmp_path, shapes):
     refused(folder, only_other_layers, "belongs to another base.*more than the model has")
 
 
-def test_the_record_of_a_base_is_read_or_refused(folder, shapes):
+def test_the_record_of_a_base_is_read_or_refused(folder, shapes, tmp_path):
     assert open_adapter(folder, shapes).base_sha256 is None
     (folder / "base.json").write_text(json.dumps({"linear_layers_sha256": "ab" * 32}))
     adapter = open_adapter(folder, shapes)
@@ -237,3 +237,7 @@ def test_the_record_of_a_base_is_read_or_refused(folder, shapes):
         adapter.check_base("cd" * 32)
     (folder / "base.json").write_text("{}")
     refused(folder, shapes, r"base\.json is damaged")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "base.json").rename(tmp_path / "elsewhere" / "base.json")
+    (folder / "base.json").symlink_to(tmp_path / "elsewhere" / "base.json")
+    refused(folder, shapes, r"base\.json is a link that leaves its folder")

@@ -342,6 +342,34 @@ def test_folders_that_are_none_and_configurations_that_are_damaged(single, tmp_p
     refused(folder, "config.json cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_hidden_layers": 300_000}, "num_hidden_layers 300000, and the checkpoint has 21 tensors"),
+        ({"num_hidden_layers": -3}, "no linear layers"),
+        ({"hidden_size": "wide"}, "cannot be read: Validation error for field 'hidden_size': .*wide"),
+        ({"hidden_size": 2**40}, "config.json makes it .*1099511627776"),
+        ({"hidden_act": "none of them"}, "makes no model"),
+        ({"head_dim": 0}, "makes no model"),
+        ({"num_attention_heads": 0}, "cannot be read"),
+        ({"architectures": 3}, "makes no model"),
+        ({"model_type": ["llama"]}, "cannot be read"),
+        ({"dtype": "complex1"}, "cannot be read"),
+        ({"quantization_config": 3}, "cannot be read"),
+        ({"model_type": "foreign", "auto_map": {"AutoConfig": "theirs.Config"}}, "contains custom code"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_model_is_refused_in_time(single, tmp_path, change, named):
+    """Whatever the library raises, and without building what the weights are not: a value of ours may be anything."""
+    folder = shutil.copytree(single, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=named) as error:
+        linear_layers_of(folder, "BASE")
+    assert str(error.value).startswith(f"BASE {folder}: ")
+
+
 def test_a_file_that_changes_while_it_is_read_is_noticed(damaged):
     shards = Shards(damaged, "BASE")
     path = shard_of(damaged, 0)
@@ -419,6 +447,7 @@ def test_mutated_headers_are_refused_or_read_rightly(tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="minutes: make nightly")
 def test_a_hundred_thousand_mutated_headers(tmp_path):
     assert fuzz(tmp_path, 100_000, seed=1) > 0
 
@@ -444,8 +473,9 @@ def test_mutated_indexes_are_refused_or_read_rightly(damaged):
 
 
 @pytest.mark.nightly
-def test_thousands_of_mutated_indexes(damaged):
-    assert fuzz_index(damaged, 10_000, seed=1) > 0
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="minutes: make nightly")
+def test_a_hundred_thousand_mutated_indexes(damaged):
+    assert fuzz_index(damaged, 100_000, seed=1) > 0
 
 
 def test_the_library_refuses_what_we_take_for_whole_in_no_case(tmp_path):
