@@ -494,11 +494,14 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of the same keys; the file appears only when it is complete."""
     from qru.records import atomic_file
 
-    with writing(path), atomic_file(path.expanduser()) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    with (
+        writing(path),
+        atomic_file(path.expanduser()) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
