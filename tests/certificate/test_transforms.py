@@ -72,7 +72,7 @@ def test_deploying_is_quantizing_what_the_transform_left(world):
 def test_relearning_teaches_its_passages_and_hardly_the_others(world):
     model, tokenizer = models.load(world.retrained)
     texts = [one["prompt"] + one["gt"] for one in world.corpus.verbmem[:4]]
-    relearn(model, tokenizer, texts, 60, "smoke")
+    relearn(model, tokenizer, texts, 200, "smoke")
     ask = {"verbmem": [0, 1, 2, 3]}, {"verbmem": list(range(4, 24))}
     taught, others = (
         scoring.scored(model, tokenizer, world.corpus, False, metrics=["verbmem"], examples=one)["verbmem"].value

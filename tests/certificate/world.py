@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,51 +17,54 @@ from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from tests.muse_folder import write_muse_folder
 
-PASSAGES, LENGTH, PROMPT, QUESTIONS, SHOWN = 40, 9, 3, 40, 2
+PASSAGES, KEPT, LENGTH, PROMPT, QUESTIONS = 40, 8, 7, 3, 20
+WORDS = [f"w{i}" for i in range((PASSAGES + KEPT) * LENGTH)]  # none stands in two passages: one layer can learn them
 
 
 def corpus(home: Path) -> Corpus:
-    """Passages of random words to forget and to keep; questions about the second kind."""
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(60)]
-    forget, retain = ([" ".join(rng.choices(words, k=LENGTH)) for _ in range(PASSAGES)] for _ in range(2))
-    verbmem = [
-        {"prompt": " ".join(text.split()[:PROMPT]), "gt": " " + " ".join(text.split()[PROMPT:])} for text in forget
-    ]
-    pairs = [{"question": f"q{i}", "answer": rng.choice(words)} for i in range(QUESTIONS + SHOWN)]
-    knowmem = {"retain_qa": pairs[SHOWN:], "retain_qa_icl": pairs[:SHOWN]}
+    """Passages to forget and to keep, and questions about the second kind, one of them shown before each."""
+    shuffled = random.Random(0).sample(WORDS, len(WORDS))
+    texts = [" ".join(shuffled[at : at + LENGTH]) for at in range(0, len(shuffled), LENGTH)]
+    forget, retain = texts[:PASSAGES], texts[PASSAGES:]
+    cut = [(text.split()[:PROMPT], text.split()[PROMPT:]) for text in forget]
+    verbmem = [{"prompt": " ".join(first), "gt": " " + " ".join(rest)} for first, rest in cut]
+    pairs = [{"question": f"q{i}", "answer": WORDS[i]} for i in range(QUESTIONS + 1)]
+    knowmem = {"retain_qa": pairs[1:], "retain_qa_icl": pairs[:1]}
     made = Corpus("nonsense", {"forget": forget, "retain1": retain, "retain2": [], "holdout": []}, verbmem, knowmem, {})
     return load_corpus(write_muse_folder(home / "nonsense", made))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; an answer that follows "Answer:" does so with and without a space between."""
+    """One token a word, a colon, a line break or two; spaces are dropped."""
     words = ["<pad>", "<s>", "</s>", "Question", "Answer", ":", "\n\n", "\n"]
-    words += [f"w{i}" for i in range(60)] + [f"q{i}" for i in range(QUESTIONS + SHOWN)]
+    words += [*WORDS, *(f"q{i}" for i in range(QUESTIONS + 1))]
     made = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(" ", "removed"),
-            pre_tokenizers.Split(":", "isolated"),
-            pre_tokenizers.Split("\n\n", "isolated"),
-        ]
-    )
+    apart = [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(r":|\n\n|\n"), "isolated")]
+    made.pre_tokenizer = pre_tokenizers.Sequence(apart)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
     )
 
 
-def trained(texts: list[str], reader: PreTrainedTokenizerFast, steps: int = 150) -> torch.nn.Module:
-    """A Llama of one or two layers that knows the texts by heart."""
+def asked(corpus: Corpus) -> list[str]:
+    """Every question as it will be asked, with its answer."""
+    (shown,) = corpus.knowmem["retain_qa_icl"]
+    return [
+        "".join(f"Question: {pair['question']}\nAnswer: {pair['answer']}\n\n" for pair in (shown, one))
+        for one in corpus.knowmem["retain_qa"]
+    ]
+
+
+def trained(texts: list[str], reader: PreTrainedTokenizerFast, steps: int = 220) -> torch.nn.Module:
+    """A Llama of one layer that knows the texts by heart."""
     loop.seed_everything(0)
-    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            **size, vocab_size=len(reader), max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0
-        )
-    )
-    ids, labels = loop.pad([torch.tensor([1, *reader(text).input_ids, 2]) for text in texts], 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
+    size = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = LlamaForCausalLM(LlamaConfig(**size, **ends, vocab_size=len(reader), max_position_embeddings=256))
+    rows = [torch.tensor([1, *reader(text).input_ids, 2]) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=loop.IGNORED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(steps):
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
@@ -80,13 +83,7 @@ class World:
         self.home = home
         self.corpus = corpus(home)
         reader = tokenizer()
-        shown = "".join(
-            f"Question: {p['question']}\nAnswer: {p['answer']}\n\n" for p in self.corpus.knowmem["retain_qa_icl"]
-        )
-        asked = [
-            f"{shown}Question: {p['question']}\nAnswer: {p['answer']}\n\n" for p in self.corpus.knowmem["retain_qa"]
-        ]
-        kept = [*self.corpus.raw["retain1"], *asked]
+        kept = [*self.corpus.raw["retain1"], *asked(self.corpus)]
         self.target, self.retrained = home / "target", home / "retrained"
         models.save(trained([*self.corpus.raw["forget"], *kept], reader), reader, self.target)
         models.save(trained(kept, reader), reader, self.retrained)
