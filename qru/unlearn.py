@@ -159,8 +159,8 @@ def unlearn(
         tokenizer: of the target.
         corpus: its ``forget`` and ``retain1`` documents are trained on.
         config: resolved (no field is ``None`` but ``forget_goal``).
-        frozen: loads a second copy of the target; called only by full fine-tuning with a term that asks for the
-            reference's distribution or hidden states at every step.
+        frozen: loads a second copy of the target; called only by full fine-tuning with a retain term that asks for the
+            reference's distribution or hidden states, or a guard that asks for its logits, and then once.
         forget_score: model -> VerbMem and KnowMem (percent) on the stopping half; needed with ``forget_goal``.
         checks_per_epoch: how often the goal is looked at.
         at_once: forget documents, and as many retain documents, in one forward pass of one process; ``None``: all of
@@ -321,6 +321,7 @@ def unlearn(
             here.append(logged["forget"])
             with torch.autocast(device.type, enabled=False):
                 found = torch.autograd.grad(loss, trained, allow_unused=True)
+            torch.clear_autocast_cache()  # its copies of the weights belong to the graph that is gone
             steepest = [b if a is None else a if b is None else a + b for a, b in zip(steepest, found, strict=True)]
         with guard.moved(trained, steepest):
             for part, value in zip(forgotten, here, strict=True):
