@@ -370,6 +370,11 @@ def check_kind(corpus: Corpus, folder: Path, role: str) -> None:
         return
     if not isinstance(without_weights("", folder), GenericForSequenceClassification):
         raise ValueError(f"{what}, which does not read its answer off the last token: give a decoder's classifier.")
+    if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
+        raise ValueError(
+            f"{what} with {config.num_labels} label(s) and problem_type {config.problem_type!r}: what is read here is "
+            "one class of several. Give a classifier of single labels."
+        )
     if missing := [label for label in corpus.classes if label not in classes_of(config)]:
         raise ValueError(
             f"{role} {folder} has the classes {', '.join(classes_of(config))}, and corpus {corpus.name!r} has labels "

@@ -64,3 +64,37 @@ def test_a_book_is_not_shown_whole():
     shown = document_table(long)["document"]
     assert len(shown[0]) == 3002
     assert shown[1] == corpus.raw["retain1"][0]
+
+
+def classifiers(forget, kept, guessed, attack):
+    """Two classifiers that came ready: accuracies in percent, and the interval of MIA of the retrained one."""
+
+    def block(right, mia):
+        one = {name: Score(value, (value, value), [value / 100] * 20) for name, value in right.items()}
+        return one | {"mia": Score(50.0, mia, {"forget": [0.0], "holdout": [0.0]})}
+
+    scores = {
+        "target": block({"forget_accuracy": forget, "retain_accuracy": kept}, (90.0, 99.0)),
+        "retrained": block({"forget_accuracy": guessed, "retain_accuracy": kept}, attack),
+    }
+    corpus = load_corpus("tweets", scale="smoke")
+    return Prepared(corpus, Checkpoints(Path("t"), Path("r"), Path("b"), Path("t")), scores, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "met"),
+    [
+        ((95.0, 90.0, 20.0, (40.0, 60.0)), "yes yes yes yes yes"),
+        ((80.0, 90.0, 20.0, (40.0, 60.0)), "no yes yes yes yes"),
+        ((95.0, 80.0, 60.0, (55.0, 60.0)), "yes no no no no"),
+    ],
+)
+def test_what_is_required_of_classifiers(values, met):
+    assert list(requirement_table(classifiers(*values))["met"]) == met.split()
+
+
+def test_a_post_is_shown_with_its_label():
+    shown = document_table(load_corpus("tweets", scale="smoke"), count=2)
+    assert list(shown.columns) == ["split", "document", "label"]
+    assert list(shown["split"]) == ["forget", "forget", "retain1", "retain1"]
+    assert list(shown["label"][:2]) == ["true", "true"]

@@ -12,8 +12,9 @@ from qru import compress, evaluate, forget_sets, inputs, load_models, loop, mode
 from qru.config import RunConfig
 from qru.corpora import load_corpus
 from qru.defaults import ACCURACY_GOAL, resolve
+from qru.guards import guards
 from qru.objectives import Said, Settings, forget_terms, methods, parse_method, retain_terms
-from qru.quantizers import Update, load_quantizer
+from qru.quantizers import Update, families, load_quantizer
 from qru.unlearn import portions, said, unlearn
 
 ARMS = [("full", "bf16"), ("full", "fp32"), ("delta", "bf16"), ("lora", "fp32")]
@@ -234,6 +235,21 @@ def test_npo_starts_at_the_reference(classifiers, tweets, reader):
     assert history[0]["retain"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes", [*({"guard": name, "adapter": "lora"} for name in guards.names()), {"adapter": "sure"}], ids=str
+)
+def test_every_guard_and_sure_take_a_classifier(changes, classifiers, tweets, reader):
+    """Each trains it to something else than the same method without."""
+    common = {"method": "ga_gdr", "epochs": 2, "lora_dropout": 0.0}
+    trained, history = unlearned(classifiers, tweets, reader, config(**common | changes))
+    _, alone = unlearned(classifiers, tweets, reader, config(**common | changes | {"guard": None}))
+    assert len(history) == len(alone) == 6
+    different = [a["loss"] != b["loss"] for a, b in zip(history, alone, strict=True)]
+    assert any(different) == bool(changes.get("guard"))
+    target = models.load(classifiers.target)[0]
+    assert label_loss(compress.merged_model(target, trained), reader, tweets) > label_loss(target, reader, tweets)
+
+
 def test_a_killed_run_resumes_to_the_same_bits(classifiers, tweets, reader, tmp_path, monkeypatch):
     settings = config(method="npo_gdr", adapter="lora")
     whole, history = unlearned(classifiers, tweets, reader, settings)
@@ -287,6 +303,17 @@ def test_every_method_of_documents_runs(records):
         said = json.loads((record.path.parent / "responses.json").read_text())["unlearned"]["bf16"]["forget_accuracy"]
         right = record.scores["unlearned"]["bf16"]["forget_accuracy"]["per_example"]
         assert right == [float(label == "true") for label in said]
+
+
+def test_every_family_of_quantizers_takes_a_classifier(classifiers):
+    names = tuple(families[name].examples[0] for name in families.names())
+    record = pipeline.run(
+        corpus="tweets", scale="smoke", method="ga", quantizers=names, metrics=("forget_accuracy", "mia")
+    )
+    assert len(record.crossings) == len(names)
+    assert list(record.scores["unlearned"]) == ["bf16", *record.crossings]
+    losses = {p: tuple(by["mia"]["per_example"]["forget"]) for p, by in record.scores["unlearned"].items()}
+    assert len(set(losses.values())) == 1 + len(names), "each rounds to something else"
 
 
 @pytest.mark.parametrize("method", [name for name in methods() if name not in OF_DOCUMENTS])
@@ -385,6 +412,22 @@ def test_models_of_the_other_kind_are_refused_by_name(corpus, target, retrained,
         inputs.find([RunConfig(corpus=corpus, scale="smoke", **names)])
     with pytest.raises(ValueError, match=message):
         load_models(load_corpus(corpus, scale="smoke"), **names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "of single labels"),
+        ({"id2label": {"0": "true"}}, "with 1 label"),
+    ],
+)
+def test_a_model_that_gives_no_single_label_is_refused(change, message, given, tweets, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    config = json.loads((given / "target" / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        models.check_kind(tweets, folder, "target")
 
 
 def test_a_classifier_without_a_padding_token_is_given_one(given, tmp_path):
