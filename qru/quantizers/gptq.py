@@ -24,8 +24,9 @@ class GPTQ:
 
     Grids, steps and their names are RTN's, so that the two differ in rounding alone. A group's grid is set when its
     first column is reached, from the weights as the errors before have left them; ``row`` and ``tensor`` grids at the
-    start. Columns are taken in order (no ``act_order``, which came after the paper). The Hessian is damped by 1 % of
-    its mean diagonal. The calibration text is the retain set unless the name ends in ``heldout`` or ``forget``.
+    start. Columns are taken in order, as in the paper; ``act_order``, by the size of their inputs, came after it and is
+    what libraries now do unless told otherwise. The Hessian is damped by 1 % of its mean diagonal. The calibration text
+    is the retain set unless the name ends in ``heldout`` or ``forget``.
 
     Where the authors' code sets weights of inputs that are zero throughout the text to zero, they are rounded to
     nearest here: another text may use them.
@@ -35,7 +36,7 @@ class GPTQ:
     than ``predicted`` says, which takes each weight for itself. ``crossed`` is from a third pass, of the updated weight
     on the steps that the base's pass has set.
 
-    Source: Frantar et al. 2023, "GPTQ" (arXiv 2210.17323), algorithm 1; grid of a group from §"additional tricks".
+    Source: Frantar et al. 2023, "GPTQ" (arXiv 2210.17323), algorithm 1; grids of groups from §4, "Additional Tricks".
     """
 
     examples = ("gptq-int4-g128", "gptq-int4-g128-heldout", "gptq-int4-g128-forget", "gptq-int3-g128")
