@@ -58,7 +58,9 @@ BITS = 4
 PROGRESS, LOCK, MAKING = "progress.json", "lock", "making"
 CHUNK = 1 << 23
 ROWS = 8  # of a layer, that are held against the specification
-DIFFER = 0.01  # share of values that may differ where products are summed in another order than ours
+# Share of values that may differ from the specification: peft sums its products in another order; llmcompressor divides
+# in bf16, so that what lies near the middle between two codes falls otherwise.
+DIFFER = {"peft-nf4": 0.01, "llmcompressor": 0.05}
 
 
 def by_qru(folder: Path, shape: str) -> None:
@@ -147,8 +149,10 @@ def evict(files: Sequence[Path]) -> None:
 
 
 def llmcompressor_python(given: str | None = None) -> Path:
-    """The interpreter of llmcompressor's environment: the one given, or that of ``make llmcompressor``."""
-    return Path(given).expanduser() if given else Path(__file__).parents[1] / ".venv-llmcompressor" / "bin" / "python"
+    """The interpreter of llmcompressor's environment: the one given or named by ``LLMCOMPRESSOR_PYTHON``, or that of
+    ``make llmcompressor``."""
+    place = given or os.environ.get("LLMCOMPRESSOR_PYTHON")
+    return Path(place).expanduser() if place else Path(__file__).parents[1] / ".venv-llmcompressor" / "bin" / "python"
 
 
 def in_this_process(name: str, folder: Path, shape: str) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def verify(name: str, folder: Path, shape: str) -> dict[str, Any]:
         differ = codes_that_differ(folder, shape, "2^(N-1)-1/2")
     else:
         return {}
-    if differ > DIFFER:
+    if differ > DIFFER[name]:
         raise AssertionError(f"{name}: {differ:.2%} of what it made are not what its rule gives")
     return {"differ": differ}
 

@@ -280,7 +280,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
 def test_llmcompressor_takes_part_from_an_environment_of_its_own(tmp_path):
     record = ship_bench.measure(**scratch(tmp_path, only=["llmcompressor"]), report=lambda text: None)
     assert len(record["results"]["llmcompressor"]["seconds"]) == 1
-    assert record["verified"]["llmcompressor"] < 0.01
+    assert 0 < record["verified"]["llmcompressor"] < 0.05
     assert (
         record["provenance"]["llmcompressor"]["llmcompressor"] in (ROOT / "requirements-llmcompressor.lock").read_text()
     )
