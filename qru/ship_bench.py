@@ -56,6 +56,7 @@ SIZES = {
 LARGE = {"7b": ("quantize", "audit")}  # the others hold the whole model in memory: they take part where they are named
 BITS = 4
 PROGRESS, LOCK, MAKING = "progress.json", "lock", "making"
+MADE = ("out", ".out.unfinished")  # by a contestant; what a killed one left would be taken up by the next
 CHUNK = 1 << 23
 ROWS = 8  # of a layer, that are held against the specification
 # Share of values that may differ from the specification: peft sums its products in another order; llmcompressor divides
@@ -345,15 +346,16 @@ def measure(
             return in_this_process(name, folder, shape)
         return in_its_own_process(name, folder, shape, llmcompressor)
 
-    progress = begun(folder, job, shape, rank, chosen)
+    begun(folder, job, shape, rank, chosen)  # what is wrong is said before a lock is put there
     with locked(folder / LOCK):
+        progress = begun(folder, job, shape, rank, chosen)
         measure_rounds(folder, progress, rounds, run, report)
         made = record_of(progress, rounds, missing)
         started = time.strftime("%Y%m%d-%H%M%S", time.localtime(progress["attempts"][0]["time"]))
         path = record or paths.runs_dir() / "ship" / f"{shape}-{job['threads']}-threads-{started}" / "record.json"
         write_json(path, made)
         report(f"record: {path}")
-        for part in ("base", "adapter", "out", MAKING):
+        for part in ("base", "adapter", *MADE, MAKING):
             shutil.rmtree(folder / part, ignore_errors=True)
         (folder / PROGRESS).unlink()
     (folder / LOCK).unlink(missing_ok=True)
@@ -432,14 +434,14 @@ def measure_rounds(
 def one(folder: Path, name: str, progress: dict[str, Any], run: Callable[[str], dict]) -> dict[str, Any]:
     """One run of one contestant, verified; what it leaves is taken away."""
     shape = progress["job"]["shape"]
-    shutil.rmtree(folder / "out", ignore_errors=True)
+    clear(folder)
     evict(inputs(folder))
     started = time.monotonic()
     try:
         found = run(name)
         checked_ = verify(name, folder, shape)
     finally:
-        shutil.rmtree(folder / "out", ignore_errors=True)
+        clear(folder)
     progress["output_bytes"] = checked_.pop("output_bytes", progress.get("output_bytes"))
     expected = progress["verified"].setdefault("total", checked_["total"]) if "total" in checked_ else None
     if expected is not None and checked_["total"] != expected:
@@ -447,6 +449,11 @@ def one(folder: Path, name: str, progress: dict[str, Any], run: Callable[[str], 
     if "differ" in checked_:
         progress["verified"][name] = checked_["differ"]
     return found | {"wall": time.monotonic() - started}
+
+
+def clear(folder: Path) -> None:
+    for name in MADE:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def eta(names: Sequence[str], walls: dict[str, list[float]]) -> float:

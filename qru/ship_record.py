@@ -184,7 +184,8 @@ def title(record: dict[str, Any]) -> str:
 def machine(record: dict[str, Any]) -> str:
     """Where it was measured, in a few words."""
     threads, source = record["config"]["threads"], record["provenance"]
-    return f"{threads} thread{'s' * (threads != 1)} of {source['hardware']['processor']} ({source['kernel']['isa']})"
+    isa = source["kernel"].get("isa", "no kernel")
+    return f"{threads} thread{'s' * (threads != 1)} of {source['hardware']['processor']} ({isa})"
 
 
 def origin(record: dict[str, Any]) -> str:

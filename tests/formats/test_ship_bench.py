@@ -99,6 +99,14 @@ def test_what_another_counts_must_be_what_the_first_counted(made):
     assert job["output_bytes"] > total["weights"] / 2
     found = ship_bench.one(made, "audit", job, lambda name: in_this_process(name, made, "tiny"))
     assert found["wall"] >= found["seconds"] > 0
+    left = made / ".out.unfinished" / "checkpoint"  # by a process that was killed: the next would have less to do
+
+    def kernel(name):
+        assert not left.exists()
+        return in_this_process(name, made, "tiny")
+
+    left.mkdir(parents=True)
+    ship_bench.one(made, "kernel", job, kernel)
     job["verified"]["total"] = total | {"crossed": total["crossed"] + 1}
     with pytest.raises(AssertionError, match="audit counts"):
         ship_bench.one(made, "audit", job, lambda name: in_this_process(name, made, "tiny"))
