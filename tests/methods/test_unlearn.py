@@ -44,7 +44,8 @@ def test_every_method_lowers_the_likelihood_of_the_forget_set(
     method, adapter, weights, made, corpus, tokenizer, before
 ):
     """The papers' six, and every further forget term alone; with a retain term it may, and should, hold back."""
-    settings = config(method=method, adapter=adapter, weights=weights)
+    # SimNPO at its own β leaves a text alone that is as unlikely as all texts are to the target of this size.
+    settings = config(method=method, adapter=adapter, weights=weights, beta=0.1)
     trained, history = unlearned(made, corpus, tokenizer, settings)
     target, _ = models.load(made.target)
     merged = compress.merged_model(target, trained)
