@@ -30,9 +30,8 @@ def time_and_memory(record: dict[str, Any]) -> Figure:
             1 + apart, 1, figsize=(9, height * (1 + apart)), squeeze=False, layout="constrained"
         )
         seconds(axes[0, 0], record, results)
-        axes[0, 0].set_title(
-            f"{title(record)}\n{machine(record)}, medians of n = {record['config']['rounds']}", fontweight="normal"
-        )
+        text = f"{title(record)}\n{machine(record)}, medians of n = {record['config']['rounds']}"
+        figure.suptitle(text, x=0.01, ha="left", fontsize=10)
         if apart:
             memory(
                 axes[1, 0], {name: found for name, found in results.items() if name not in ("read", "disk", "kernel")}
@@ -78,7 +77,14 @@ def memory(ax: Axes, results: dict[str, dict[str, list[float]]]) -> None:
     bars(ax, list(results))
     if 1.25 * largest > OWN_MB:
         ax.axvline(OWN_MB, color=INK, linewidth=1, linestyle=":")
-        ax.annotate("goal for ours", (OWN_MB, -0.5), xytext=(3, 2), textcoords="offset points", fontsize=8)
+        ax.annotate(
+            "goal for ours",
+            (OWN_MB, 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=8,
+        )
     ax.set_xlim(0, 1.25 * largest)
     ax.set_xlabel("most memory in any round (MB); filled: its own, outline: with mapped files")
 

@@ -105,7 +105,7 @@ def table(record: dict[str, Any]) -> pd.DataFrame:
         if record["config"]["apart"]:
             row |= {
                 "own MB": max(found["peak_mb"]),
-                "times ours ": statistics.median(found["peak_mb"]) / statistics.median(ours["peak_mb"]),
+                "own MB, times ours": statistics.median(found["peak_mb"]) / statistics.median(ours["peak_mb"]),
                 "resident MB": max(found["resident_mb"]),
             }
         rows.append(row)
