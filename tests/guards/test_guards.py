@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 
 from qru import launch, pipeline
+from qru.arms import run_arms
 from qru.config import GUARD_OPTIONS, LATER, RunConfig, stepped
 from qru.defaults import resolve
 from qru.guards import grids, guards
 from qru.ops import QuantSpec
+from qru.records import load_records
 from qru.tables import arm_label, labelled
 from tests.guards.training import config, killed_and_resumed, same_bits, unlearned
+from tests.notebooks.test_notebooks import MAIN, papermill
 
 OTHER = {  # another value of each option than its default
     "quail_norm": "l2", "quail_positions": "answer", "quail_step": 0.5, "quail_quantizer": "rtn-int3-g64",
@@ -161,7 +164,7 @@ def test_what_is_computed_at_once_does_not_change_its_term(name, made, short, to
 @pytest.mark.parametrize("name", guards.names())
 def test_a_run_of_each(name, made):
     values = {
-        "scale": "smoke", "adapter": guards[name].arms[-1], "quantizers": "rtn-int4-g128", "metrics": "disjoint",
+        "scale": "smoke", "adapter": guards[name].arms[-1], "quantizers": "rtn-int4-g128", "metrics": "knowmem",
     }  # fmt: skip
     record = pipeline.run(guard=name, **values)
     assert record.config["guard"] == name
@@ -170,3 +173,33 @@ def test_a_run_of_each(name, made):
     assert arm_label(record).endswith(f"{name} guard")
     plain = replace(record, config=record.config | dict.fromkeys(("guard", *guards[name].options)))
     assert list(labelled(record, plain)) == [arm_label(record), arm_label(record).removesuffix(f", {name} guard")]
+
+
+@pytest.mark.parametrize("given", [{"guard": "quail", "quail_step": 0.5, "guard_weight": 2.0}, {"sure_percentile": 50}])
+def test_arms_beside_stand_there_without(given, monkeypatch):
+    asked = []
+    monkeypatch.setattr("qru.pipeline.run_all", lambda configs: asked.extend(configs) or [])
+    monkeypatch.setattr("qru.arms.tidy", lambda: None)
+    run_arms(["lora", "full-fp32"], scale="smoke", adapter="sure" if "sure_percentile" in given else "full", **given)
+    assert {name: getattr(asked[0], name) for name in given} == given
+    for beside, (adapter, weights) in zip(asked[1:], (("lora", "fp32"), ("full", "fp32")), strict=True):
+        assert beside == resolve(RunConfig(adapter=adapter, weights=weights, scale="smoke"))
+
+
+@pytest.mark.slow
+def test_the_main_notebook_runs_with_a_guard(made, qru_home, tmp_path):
+    given = {
+        "guard": "quail",
+        "quail_step": 0.5,
+        "scale": "smoke",
+        "quantizers": "rtn-int4-g128",
+        "metrics": "knowmem",
+    }
+    options = [part for name, value in given.items() for part in ("-p", name, value)]
+    ran = papermill(qru_home, MAIN, tmp_path / "out.ipynb", *options)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    found = [r.config for r in load_records(qru_home / "runs") if f"record: {r.path}" in ran.stderr]
+    assert [(c["adapter"], c["guard"], c["quail_step"]) for c in sorted(found, key=lambda c: c["adapter"])] == [
+        ("full", "quail", 0.5), ("lora", None, None),
+    ]  # fmt: skip
+    assert "npo_gdr full bf16, quail guard" in (tmp_path / "out.ipynb").read_text()
