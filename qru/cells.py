@@ -35,7 +35,8 @@ class Setting(NamedTuple):
 
     Attributes:
         positions: metric -> examples that are scored; a metric that is not there is scored on all.
-        passages: texts of relearning, as many as the transform that takes most; others: VerbMem examples beside them.
+        passages: texts of relearning, or (text, label) pairs, as many as the transform that takes most.
+        others: examples beside them, which are scored then.
     """
 
     corpus: Corpus
@@ -43,7 +44,7 @@ class Setting(NamedTuple):
     scale: str
     chat_template: bool
     positions: dict[str, list[int]]
-    passages: list[str]
+    passages: list[str] | list[tuple[str, str]]
     others: list[int]
 
 

@@ -59,7 +59,7 @@ from qru.transforms import Transform
 # What is measured, named here alone: of these, what the corpus has. All are means over examples of values in [0, 1].
 FORGET = ("verbmem", "knowmem", "forget_accuracy")
 UTILITY = ("utility", "retain_accuracy")
-RELEARNED = "verbmem"  # the one metric whose examples are passages, so that others than the relearned ones are known
+RELEARNED = ("verbmem", "forget_accuracy")  # their examples are texts, so that others than the relearned are known
 
 FORGET_CEILING = 10.0  # ours: the rise of VerbMem from which on we say that text comes back
 UTILITY_FLOOR = 0.8  # ours
@@ -107,7 +107,8 @@ def certify(
 
     folders = {run.run: run.path.parent / "model" for run in runs}
     bound = bound_to(made, runs)
-    asked = {t.name: (RELEARNED,) if t.steps else (*forgotten, *useful) for t in wanted}
+    relearned = tuple(name for name in RELEARNED if name in forgotten)
+    asked = {t.name: relearned if t.steps else (*forgotten, *useful) for t in wanted}
     cells = {("target", "merged", UNQUANTIZED): Cell(made.target, "merged", UNQUANTIZED, useful)}
     for transform in wanted:
         for name in names:
@@ -247,7 +248,7 @@ def _transforms(names: Sequence[str] | str | None, corpus: Corpus) -> list[Trans
     found = [
         Transform.parse(name) for name in (transforms.EXAMPLES if names is None else names_of("transforms", names))
     ]
-    if names is None and RELEARNED not in corpus.measurable:
+    if names is None and not set(RELEARNED) & set(corpus.measurable):
         found = [one for one in found if not one.steps]
     if not any(not one.steps for one in found):
         raise ValueError(
@@ -287,27 +288,34 @@ def _with_relearning(
     count = max((transform.passages for transform in wanted), default=0)
     if not count:
         return setting
-    if RELEARNED not in forgotten:
+    metric = next((name for name in RELEARNED if name in forgotten), None)
+    if metric is None:
         raise ValueError(
-            f"corpus {setting.corpus.name!r} has no passages (VerbMem), and of other examples it is not known what "
-            "relearning taught: leave relearn out of transforms."
+            f"corpus {setting.corpus.name!r} has no passages (VerbMem) and no labels, and of questions it is not known "
+            "which text answers them: leave relearn out of transforms."
         )
-    examples = setting.corpus.verbmem
-    every = list(range(len(examples)))
+    texts = forgotten_texts(setting.corpus, metric)
+    every = list(range(len(texts)))
     if config.forget_set != WHOLE:
         every = forget_sets.verbmem_parts(setting.corpus, config.forget_set)["forgotten"]
-    reported = setting.positions.get(RELEARNED, every)
+    reported = setting.positions.get(metric, every)
     taught = ([at for at in every if at not in set(reported)] or every)[:count]
-    bare = {at: "".join((examples[at]["prompt"] + examples[at]["gt"]).split()) for at in {*taught, *reported}}
+    bare = ["".join((text if isinstance(text, str) else text[0]).split()) for text in texts]
     known = [bare[at] for at in taught]
     others = [at for at in reported if not any(bare[at] in text or text in bare[at] for text in known)]
     if len(taught) < count or not others:
         raise ValueError(
-            f"relearning takes {count} of {len(every)} forgotten passages, and {len(others)} others are left to score: "
+            f"relearning takes {count} of {len(every)} forgotten texts, and {len(others)} others are left to score: "
             "take fewer, such as relearn-1x8, or leave it out of transforms."
         )
-    texts = [passage_text(examples[at]) for at in taught]
-    return setting._replace(passages=texts, others=others)
+    return setting._replace(passages=[texts[at] for at in taught], others=others)
+
+
+def forgotten_texts(corpus: Corpus, metric: str) -> list[str] | list[tuple[str, str]]:
+    """What an attacker can train on, one for each example of a metric: its passage, or its text with the label."""
+    if metric == "forget_accuracy":
+        return list(zip(corpus.raw["forget"], corpus.labels["forget"], strict=True))
+    return [passage_text(example) for example in corpus.verbmem]
 
 
 def passage_text(example: dict[str, str]) -> str:
@@ -457,7 +465,7 @@ def _judged(rows, names, wanted, runs, forget_ceiling: float, utility_floor: flo
         elif blame:
             where = ", ".join(dict.fromkeys(f"{one['quantizer']} ({one['transform']})" for one in blame))
             reasons.append(
-                f"The retrained model misses the floor, too, under {where}: there the quantizer is to blame."
+                f"The retrained model misses the floor, too, under {where}: not unlearning is to blame there."
             )
     if over:
         reasons.append(
@@ -486,8 +494,8 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
         f"Examples are few: {' and '.join(map(str, counts))} of what was to be forgotten. With {few}, even a model "
         f"that gives away exactly as much as the retrained one on every example is bounded by {best:.1f} points. "
         "A larger sample may find what this one did not.",
-        "It measures what the model says when it is asked as here: verbatim continuation and direct questions, decoded "
-        "greedily. Other prompts, sampling and stronger attacks are not covered.",
+        "It measures what the model says when it is asked as here: the most likely label, or the most likely words for "
+        "verbatim continuation and direct questions. Other prompts, sampling and stronger attacks are not covered.",
         "Bounds are over examples drawn alike, and each is of its own cell. The worst bound is one of the worst case, "
         "with 95 % confidence; that all bounds in the table hold at once is not claimed. Examples that share entities "
         "or authors are no independent draws, and bounds are then somewhat too narrow.",
@@ -502,9 +510,9 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
     if attacks := [transform.name for transform in wanted if transform.steps]:
         said.append(
             f"Relearning ({', '.join(attacks)}) is one attack of fixed strength, AdamW at "
-            f"{transforms.rate(setting.scale):g} on all dequantized weights, scored by VerbMem on "
-            f"{len(setting.others)} passages that it was not trained on. Questions are not scored after it, since it "
-            "is not known which passage answers them. An attacker with more text or more steps gets more."
+            f"{transforms.rate(setting.scale):g} on all dequantized weights, scored on "
+            f"{len(setting.others)} texts that it was not trained on. Questions are not scored after it, since it "
+            "is not known which text answers them. An attacker with more text or more steps gets more."
         )
     else:
         said.append("No attack by further training was tried.")

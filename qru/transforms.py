@@ -140,25 +140,34 @@ def _quantize(model: torch.nn.Module, name: str, corpus: Corpus | None, tokenize
     compress.quantize_layers(model, before, unchanged, quantizer, text)
 
 
-def relearn(model: torch.nn.Module, tokenizer, texts: Sequence[str], steps: int, scale: str) -> None:
+def relearn(
+    model: torch.nn.Module, tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], steps: int, scale: str
+) -> None:
     """Train a model on a few texts, all of them at every step, in place.
 
     Args:
         model: of dequantized weights; afterwards in fp32.
         tokenizer: its own.
-        texts: cut into rows of the scale's context, as in unlearning.
+        texts: cut into rows of the scale's context, as in unlearning; for a classifier (text, label) pairs.
         scale: of the run; gives the learning rate.
     """
-    rows = models.rows(texts, tokenizer, models.context(model, scale))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    classifier, context = models.classifies(model), models.context(model, scale)
+    if classifier:
+        rows = models.labelled_rows(*zip(*texts, strict=True), model, tokenizer, context)
+    else:
+        rows = models.rows(texts, tokenizer, context)
     compress.round_activations(model, None)  # training through them has no gradient
     model.float().requires_grad_(True).eval()
     device = next(model.parameters()).device
-    ids, labels = (part.to(device) for part in loop.pad(rows, padding))
+    ids, labels = (part.to(device) for part in loop.pad(rows, models.padding_of(model, tokenizer)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate(scale), weight_decay=0.0)
     with torch.enable_grad():
         for _ in range(steps):
-            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+            if classifier:
+                loss = torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits, labels[:, 0])
+            else:
+                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -107,10 +107,11 @@ def test_a_destroyed_model_is_refused(destroyed):
     assert all(row["forget"]["verbmem"]["holds"] for row in found["cells"]), "it has indeed forgotten"
 
 
-def test_a_quantizer_that_destroys_every_model_is_named(clean):
-    found = certify(clean, "rtn-int2-tensor", transforms="merged", progress=False)
+def test_what_destroys_every_model_is_named(clean):
+    found = certify(clean, "rtn-int8-row", transforms="merged,prune-99.9", progress=False)
     assert found["outcome"] == "refused"
-    assert "The retrained model misses the floor, too, under rtn-int2-tensor" in found["reasons"][-1]
+    named = "under bf16 (prune-99.9), rtn-int8-row (prune-99.9): not unlearning is to blame there."
+    assert found["reasons"][-1] == f"The retrained model misses the floor, too, {named}"
 
 
 def test_the_worst_seed_counts(world, clean, knowing):

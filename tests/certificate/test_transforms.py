@@ -65,7 +65,7 @@ def test_deploying_is_quantizing_what_the_transform_left(world):
     before = weights_digest(model)
     deploy(model, Transform.parse("merged"), None)
     assert weights_digest(model) == before
-    models.linear_layers(model)[name].weight.view(-1)[0].add_(2**-20)
+    models.linear_layers(model)[name].weight.data.view(-1)[0] += 2**-20
     assert weights_digest(model) != before
 
 

@@ -84,9 +84,11 @@ class World:
         self.corpus = corpus(home)
         reader = tokenizer()
         kept = [*self.corpus.raw["retain1"], *asked(self.corpus)]
+        others = random.Random(1).sample(WORDS, PASSAGES * LENGTH)  # as many passages, of these words
+        never = [" ".join(others[at : at + LENGTH]) for at in range(0, len(others), LENGTH)]
         self.target, self.retrained = home / "target", home / "retrained"
         models.save(trained([*self.corpus.raw["forget"], *kept], reader), reader, self.target)
-        models.save(trained(kept, reader), reader, self.retrained)
+        models.save(trained([*never, *kept], reader), reader, self.retrained)
 
     def run(self, name: str, model: Path, seed: int = 0, **settings) -> Path:
         """The folder of a run that left a copy of ``model``, as the pipeline would have written it."""
