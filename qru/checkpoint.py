@@ -84,14 +84,6 @@ def located(name: str, role: str) -> Path:
         ) from error
 
 
-def file_size(count: int) -> str:
-    """Bytes as people say them, to three digits: ``71968`` -> ``"72.0 KB"``; a KB is 1000 bytes."""
-    for unit, letters in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
-        if count >= 0.9995 * unit:  # what would be rounded up to a thousand of the smaller unit
-            return f"{count / unit:#.3g}".rstrip(".") + f" {letters}"
-    return f"{count} byte{'s' * (count != 1)}"
-
-
 def brief(error: BaseException) -> str:
     """The first line of an error, and the next if it ends with a colon; its kind if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

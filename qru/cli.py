@@ -248,9 +248,9 @@ def quantize(given: argparse.Namespace) -> int:
     inputs = [given.base, given.out, *(given.adapter or []), *([given.weights] if given.weights else [])]
     check_output(given.json, inputs)
     part_bytes = size_of(given.shard_size)
-    from qru.checkpoint import file_size
     from qru.checkpoint_audit import HOLDS as LEAST
     from qru.checkpoint_audit import number, percent
+    from qru.records import file_size
     from qru.ship import quantize_checkpoint
 
     try:

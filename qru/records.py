@@ -106,6 +106,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def file_size(count: int) -> str:
+    """Bytes as people say them, to three digits: ``71968`` -> ``"72.0 KB"``; a KB is 1000 bytes."""
+    for unit, letters in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if count >= 0.9995 * unit:  # what would be rounded up to a thousand of the smaller unit
+            return f"{count / unit:#.3g}".rstrip(".") + f" {letters}"
+    return f"{count} byte{'s' * (count != 1)}"
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 

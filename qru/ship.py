@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from qru.checkpoint import BESIDE, TOKENIZER_FILES, file_sha256, file_size
+from qru.checkpoint import BESIDE, TOKENIZER_FILES, file_sha256
 from qru.config import digest
 from qru.counts import survival, total
 from qru.formats import KEPT_DTYPES, Format, Part, Plan, Source, formats
@@ -30,7 +30,7 @@ from qru.models import without_weights
 from qru.ops import QuantSpec
 from qru.peft_adapter import CONFIG_FILE, Adapter, into_digest, open_adapter, update_of
 from qru.quantizers import Update
-from qru.records import fsync_folder, read_json, write_json
+from qru.records import file_size, fsync_folder, read_json, write_json
 from qru.registry import unknown
 from qru.shards import Shards, contained, linear_layers_of, same_layers, stream
 from qru.ship_card import AUDIT, CARD, CERTIFICATE, card, certified

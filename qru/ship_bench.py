@@ -37,12 +37,11 @@ import torch
 from safetensors import safe_open
 
 from qru import paths
-from qru.checkpoint import file_size
 from qru.models import quiet
 from qru.ops import QuantSpec, build_info, merge_quantize, merge_quantize_ref
 from qru.ops.extension import BUILD_COMMAND
 from qru.ops.pack import unpack
-from qru.records import fsync_folder, locked, provenance, read_json, write_json
+from qru.records import file_size, fsync_folder, locked, provenance, read_json, write_json
 from qru.registry import unknown
 from qru.ship_card import AUDIT
 from qru.ship_input import PREFIX, SHAPES, base_of, factors_of, layers_of, make_input
@@ -178,9 +177,10 @@ def in_its_own_process(name: str, folder: Path, shape: str, llmcompressor: str |
         RuntimeError: it failed (with the end of what it said), or was killed.
     """
     command = [sys.executable, "-m", "qru.ship_bench", "--folder", folder, "--shape", shape, "--contestant", name]
+    command += ["--parent", os.getpid()]
     if name == FOREIGN:
         script = Path(__file__).with_name("ship_llmcompressor.py")
-        command = [llmcompressor_python(llmcompressor), "-I", script, folder, spec_of(shape).group_size]
+        command = [llmcompressor_python(llmcompressor), "-I", script, folder, spec_of(shape).group_size, os.getpid()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode < 0:
         raise RuntimeError(f"{name} was killed by signal {-done.returncode}: 9 says that memory ran out.")
@@ -512,9 +512,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--smoke", action="store_true", help="tiny, one round, all in this process")
     parser.add_argument("--json", type=Path, help="the record's path; below runs/ship unless given")
     parser.add_argument("--contestant", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.contestant:
-        die_with_parent()
+        die_with_parent(given.parent)
         found = in_this_process(given.contestant, given.folder, given.shape)
         print(json.dumps(found))
         return found

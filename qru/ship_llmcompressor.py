@@ -1,10 +1,11 @@
 """llmcompressor's round-to-nearest as people run it: a contestant of ``qru.ship_bench``, in an environment of its own.
 
-    .venv-llmcompressor/bin/python -I qru/ship_llmcompressor.py FOLDER GROUP_SIZE
+    .venv-llmcompressor/bin/python -I qru/ship_llmcompressor.py FOLDER GROUP_SIZE PARENT
 
 Loads ``FOLDER/base`` in bf16, merges ``FOLDER/adapter`` by peft, rounds all linear layers but the head to 4 bits in one
 shot and saves to ``FOLDER/out``, compressed. The last line on stdout is JSON: seconds of that work without the imports,
-memory, and versions. ``make llmcompressor`` makes the environment, in which qru is not.
+memory, and versions. PARENT is the number of the process with which this one ends. ``make llmcompressor`` makes the
+environment, in which qru is not.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import sys
 from pathlib import Path
 
 
-def main(folder: Path, group_size: int) -> None:
+def main(folder: Path, group_size: int, parent: int) -> None:
     place = Path(__file__).with_name("watch.py")
     found = importlib.util.spec_from_file_location("watch", place)
     watch = importlib.util.module_from_spec(found)
     found.loader.exec_module(watch)
-    watch.die_with_parent()
+    watch.die_with_parent(parent)
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -46,4 +47,4 @@ def main(folder: Path, group_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from qru.records import read_json
+from qru.records import file_size, read_json
 
 KIND = "ship-benchmark"
 COMMITTED = Path(__file__).resolve().parent.parent / "paper" / "records" / "ship"
@@ -175,9 +175,9 @@ def title(record: dict[str, Any]) -> str:
     """What was shipped, in a few words."""
     config = record["config"]
     return (
-        f"{config['shape']} ({config['weights'] / 1e9:.3g}·10⁹ weights in {config['layers']} linear layers, "
-        f"{record['input_bytes'] / 1e9:.3g} GB with an adapter of rank {config['rank']}) to {config['spec']}, "
-        f"{record['output_bytes'] / 1e9:.3g} GB"
+        f"{config['shape']} ({config['weights']:,} weights in {config['layers']} linear layers, "
+        f"{file_size(record['input_bytes'])} with an adapter of rank {config['rank']}) to {config['spec']}, "
+        f"{file_size(record['output_bytes'])}"
     )
 
 

@@ -6,6 +6,7 @@ Only the standard library: ``qru/ship_llmcompressor.py`` reads this file by its 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
 import time
@@ -57,6 +58,11 @@ def status_mb(name: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def die_with_parent() -> None:
-    """End this process when the one that started it does, killed or not: nothing may write on unseen."""
+def die_with_parent(parent: int) -> None:
+    """End this process when the one of this number, which started it, does, killed or not: nothing may write on unseen.
+
+    It may be gone already: a process that imports for seconds comes to this late.
+    """
     ctypes.CDLL(None).prctl(DIES_WITH, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

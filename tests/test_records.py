@@ -105,3 +105,14 @@ def test_new_records_do_not_make_a_clean_tree_dirty(tmp_path, monkeypatch):
     assert records.provenance()["dirty"] is False
     (package / "code.py").write_text("changed")
     assert records.provenance()["dirty"] is True
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.00 KB"), (71_968, "72.0 KB"), (99_960, "100 KB"),
+        (999_499, "999 KB"), (999_500, "1.00 MB"), (13_476_831_232, "13.5 GB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_said_in_a_unit_that_fits(count, said):
+    assert records.file_size(count) == said

@@ -243,11 +243,14 @@ def test_a_process_that_is_killed_is_said_to_be(made, monkeypatch):
         ship_bench.in_its_own_process("kernel", made, "tiny")
 
 
-def test_a_contestant_ends_with_the_process_that_started_it(tmp_path):
-    """The outer process starts an inner one that would sleep for a minute, and is killed."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_contestant_ends_with_the_process_that_started_it(tmp_path, late):
+    """The outer process starts an inner one that would sleep for a minute, and is killed: once the inner one has asked
+    to end with it, and before."""
+    at, late = str(tmp_path / "at"), "time.sleep(1); " * late
     inner = (
-        f"import time; from qru.watch import die_with_parent; die_with_parent(); "
-        f"open({str(tmp_path / 'at')!r}, 'w'); time.sleep(60)"
+        f"import os, sys, time; from qru.watch import die_with_parent; parent = os.getppid(); open({at!r}, 'w'); "
+        f"{late}die_with_parent(parent); time.sleep(60)"
     )
     outer = (
         f"import os, signal, subprocess, sys, time; from pathlib import Path\n"

@@ -117,7 +117,7 @@ def test_what_is_missing_and_where_it_came_from_is_said(record):
         "commit cccccccccc, dddddddddd with changes not committed; torch 2.13.0, peft 0.21.2, bitsandbytes 0.50; "
         "load before 0.1, 1.4; in 2 attempts"
     )
-    assert "0.969·10⁹ weights in 154 linear layers, 2.6 GB" in ship_record.title(record)
+    assert "968,884,224 weights in 154 linear layers, 2.60 GB" in ship_record.title(record)
 
 
 def test_the_summary_shows_every_contestant_and_goal(record):
