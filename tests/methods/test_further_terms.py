@@ -84,7 +84,7 @@ def test_hidden_states_are_those_after_the_layer_of_the_tokens_that_count(made, 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_rmu_moves_what_the_layer_passes_on_to_the_control_vector(adapter, made, few, tokenizer, forget_rows):
     settings = config(method="rmu", adapter=adapter, weights="fp32", epochs=4, learning_rate=5e-3, steering=20.0)
-    trained, history = unlearned(made, few, tokenizer, settings)
+    trained, _ = unlearned(made, few, tokenizer, settings)
     ids, labels = loop.pad(forget_rows[:4], tokenizer.pad_token_id)
     point = control(models.SIZES["smoke"].hidden, 20.0, settings.seed)
 
@@ -95,7 +95,6 @@ def test_rmu_moves_what_the_layer_passes_on_to_the_control_vector(adapter, made,
 
     before, after = distance(models.load(made.target)[0]), distance(trained)
     assert after < before - 0.5
-    assert history[-1]["forget"] < history[0]["forget"]
 
 
 def test_the_retain_term_of_rmu_holds_the_hidden_states(made, few, tokenizer):
@@ -191,9 +190,10 @@ def test_what_was_learned_is_taken_away(adapter, weights, made, few, tokenizer, 
         return history
 
     monkeypatch.setattr("qru.unlearn.loop.fit", fit)
-    settings = config(method="taskvector", adapter=adapter, weights=weights, task_scaling=2.0, epochs=1)
+    settings = config(method="taskvector", adapter=adapter, weights=weights, task_scaling=2.0)
     trained, history = unlearned(made, few, tokenizer, settings)
-    assert history[-1]["forget"] < history[0]["forget"]
+    first, second = ([row["forget"] for row in history[epoch : epoch + 3]] for epoch in (0, 3))
+    assert sum(second) < sum(first)  # it learned the documents before it was turned round
     start = models.load(made.target)[0].state_dict()
     moved = 0
     for name, value in trained.state_dict().items():
