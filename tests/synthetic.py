@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 from qru.records import SECTIONS, Record
+from qru.tables import OF_CLASSIFIERS
 
 PRECISIONS = ("bf16", "rtn-int8-g128", "rtn-int4-g128", "rtn-int4-tensor", "rtn-int3-g128")
 MODULES = {
@@ -112,6 +113,26 @@ def synthetic_record(adapter: str = "full", weights: str | None = None, *, seed:
     }  # fmt: skip
     extra = {key: part for key, part in value.items() if key not in SECTIONS}
     return Record(Path(f"runs/{adapter}-{weights}-s{seed}/record.json"), *(value[k] for k in SECTIONS), extra=extra)
+
+
+def classifier_record(adapter: str = "full") -> Record:
+    """A record of a classifier on tweets: the numbers of ``synthetic_record`` under the names of its own metrics."""
+    record = synthetic_record(adapter)
+    names = dict(zip(("verbmem", "utility", "knowmem", "privleak"), OF_CLASSIFIERS, strict=True))
+    scores = {
+        model: {p: {names[m]: score for m, score in by.items() if m in names} for p, by in precisions.items()}
+        for model, precisions in record.scores.items()
+    }
+    recovered = {
+        precision: {"forget_accuracy": found["verbmem"], "recovers": found["recovers"]}
+        for precision, found in record.extra["recovered"].items()
+    }
+    history = [
+        {"forget_accuracy" if key == "verbmem" else key: value for key, value in row.items() if key != "knowmem"}
+        for row in record.extra["history"]
+    ]
+    extra = record.extra | {"recovered": recovered, "history": history}
+    return dataclasses.replace(record, config=record.config | {"corpus": "tweets"}, scores=scores, extra=extra)
 
 
 def forget_set_records(kind: str, adapter: str = "full") -> list[Record]:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from qru import figures, style
-from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
+from tests.synthetic import PRECISIONS, classifier_record, forget_set_records, synthetic_record
 
 BINS = [2.0**k for k in range(-10, 0)]
 
@@ -70,6 +70,20 @@ def test_a_figure_is_white_whole_and_closed(name, arms):
     assert used.y1 <= height + 0.01
     small = {t.get_text(): t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_fontsize() < 8}
     assert not small
+
+
+def test_classifiers_have_panels_of_their_own():
+    records = [classifier_record("full"), classifier_record("lora")]
+    titles = [ax.get_title("left") for ax in figures.scores_by_precision(*records).axes]
+    assert titles == ["Forget accuracy ↓", "Retain accuracy ↑", "F1 ↑", "MIA → retrained"]
+    (ax,) = figures.forget_utility(*records).axes
+    assert ax.get_title("left") == "forgotten labels (forget accuracy)"
+    assert ax.get_ylabel() == "retain accuracy (%) — more is better"
+    target = records[0].scores["target"]["bf16"]
+    drawn_at = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
+    assert (target["forget_accuracy"]["value"], target["retain_accuracy"]["value"]) in drawn_at
+    titles = [ax.get_title("left") for ax in figures.learning_curve(*records).axes]
+    assert titles == ["forget term", "retain term", "forget accuracy, stopping half (%)"]
 
 
 def test_every_score_is_drawn():

@@ -9,7 +9,7 @@ import pytest
 
 from qru import tables
 from qru.metrics import direction
-from tests.synthetic import PRECISIONS, forget_set_records, synthetic_record
+from tests.synthetic import PRECISIONS, classifier_record, forget_set_records, synthetic_record
 
 ARROWS = {"lower": "↓", "higher": "↑", "towards zero": "→ 0"}
 
@@ -143,18 +143,6 @@ def test_forget_sets_in_numbers():
     assert set(frame[frame["measure"] == "remaining"]["examples"]) == {80, 50, 30}
 
 
-def classifier_record(full):
-    """A record of labels: the scores of ``full`` under the names that a classifier's have."""
-    names = dict(zip(("verbmem", "utility", "knowmem", "privleak"), tables.OF_CLASSIFIERS, strict=True))
-    scores = {
-        model: {p: {names[m]: score for m, score in by.items() if m in names} for p, by in precisions.items()}
-        for model, precisions in full.scores.items()
-    }
-    recovered = {p: {"forget_accuracy": r["verbmem"], "recovers": r["recovers"]}
-                 for p, r in full.extra["recovered"].items()}  # fmt: skip
-    return dataclasses.replace(full, scores=scores, extra=full.extra | {"recovered": recovered})
-
-
 def test_headings_of_classifiers_point_where_their_metrics_do():
     arrows = ARROWS | {"towards retrained": "→ retrained"}
     for metric, heading in tables.OF_CLASSIFIERS.items():
@@ -162,7 +150,7 @@ def test_headings_of_classifiers_point_where_their_metrics_do():
 
 
 def test_tables_of_classifiers_have_their_own_columns_and_no_other(full):
-    record = classifier_record(full)
+    record = classifier_record()
     assert list(tables.score_table(record).columns) == list(tables.OF_CLASSIFIERS.values())
     table = tables.recovered_table(record)
     assert list(table.columns) == ["labels regained (%)", "comes back"]

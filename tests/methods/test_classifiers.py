@@ -326,11 +326,11 @@ def test_a_goal_is_watched_on_one_half_and_the_other_is_reported(classifiers, tw
     stopping, reported = scoring.forget_halves(tweets)
     assert stopping == {"forget_accuracy": [0, 2, 4, 6, 8, 10]}
     assert reported == {"forget_accuracy": [1, 3, 5, 7, 9, 11]}
-    settings = {"corpus": "tweets", "scale": "smoke", "method": "ga", "learning_rate": 3e-3, "epochs": 40}
-    record = pipeline.run(**settings, forget_goal=20.0, check_steps=2, quantizers=("rtn-int4-g128",))
+    settings = {"corpus": "tweets", "scale": "smoke", "method": "ga", "learning_rate": 1e-4, "epochs": 40}
+    record = pipeline.run(**settings, forget_goal=20.0, check_steps=1, quantizers=("rtn-int4-g128",))
     history = record.extra["history"]
     assert history[-1]["stopped"]
-    assert history[-1]["forget_accuracy"] <= 20 < history[1]["forget_accuracy"]
+    assert history[-1]["forget_accuracy"] <= 20 < history[0]["forget_accuracy"]
     for by_precision in record.scores.values():
         for scores in by_precision.values():
             assert len(scores["forget_accuracy"]["per_example"]) == 6
@@ -389,7 +389,7 @@ def test_given_classifiers_unlearn_a_csv_file(given, tweets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("corpus", "target", "retrained", "message"),
+    ("name", "target", "retrained", "message"),
     [
         (
             "tweets",
@@ -406,12 +406,12 @@ def test_given_classifiers_unlearn_a_csv_file(given, tweets, tmp_path):
         ),
     ],
 )
-def test_models_of_the_other_kind_are_refused_by_name(corpus, target, retrained, message, given):
+def test_models_of_the_other_kind_are_refused_by_name(name, target, retrained, message, given):
     names = {"target": str(given / target), "retrained": str(given / retrained)}
     with pytest.raises(ValueError, match=message):
-        inputs.find([RunConfig(corpus=corpus, scale="smoke", **names)])
+        inputs.find([RunConfig(corpus=name, scale="smoke", **names)])
     with pytest.raises(ValueError, match=message):
-        load_models(load_corpus(corpus, scale="smoke"), **names)
+        load_models(load_corpus(name, scale="smoke"), **names)
 
 
 @pytest.mark.parametrize(
