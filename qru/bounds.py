@@ -17,7 +17,7 @@ import numpy as np
 from qru.metrics.bootstrap import as_scores
 
 LEVEL = 0.95
-DRAWS, SEED = 20_000, 0
+DRAWS, SEED = 50_000, 0
 
 
 @functools.lru_cache(maxsize=4)

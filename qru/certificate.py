@@ -440,8 +440,8 @@ def _judged(rows, names, wanted, runs, forget_ceiling: float, utility_floor: flo
     least = min(keeps, key=lambda one: one["lower"])
     over, under = [one for one in leaks if not one["holds"]], [one for one in keeps if not one["holds"]]
     outcome = REFUSED if under else DOES_NOT if over else HOLDS
-    models_tested = f"{len(runs)} model{'s' * (len(runs) > 1)}"
-    over_what = f"Over {len(names)} precisions, {len(wanted)} transforms and {models_tested} (one a seed)"
+    tested = f"{len(runs)} models, one a seed" if len(runs) > 1 else "one model"
+    over_what = f"Over {len(names)} precisions, {len(wanted)} transform{'s' * (len(wanted) > 1)} and {tested}"
     statement = {
         HOLDS: f"{over_what}, the unlearned model gives away at most {worst['upper']:.1f} points more of what was to "
         f"be forgotten than a model that never saw it (allowed: {forget_ceiling:g}), and keeps at least "

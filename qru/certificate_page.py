@@ -24,6 +24,7 @@ MORE = """
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .35rem 1.4rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; max-width: 46rem; }
 li { max-width: 46rem; margin: .35rem 0; } ul { padding-left: 1.2rem; }
+dd > ul { margin: 0; } dd > ul > li { margin: 0; }
 td.bad, td.good { font-weight: 600; } th[scope=row] { text-align: left; padding-left: 0; color: var(--ink); }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
 @media print { :root { --ground: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff; --bad: #a63a2b;
@@ -104,8 +105,7 @@ def page(certificate: dict[str, Any]) -> str:
 def _tested(certificate: dict[str, Any]) -> list[tuple[str, str]]:
     """What was tested, in plain words; values are HTML."""
     declared, worst, least = certificate["declared"], certificate["worst"], certificate["least"]
-    asked = [ASKED.get(name, name) for kind in ("forget", "utility") for name in declared["metrics"][kind]]
-    counts = ", ".join(f"{n} examples of {name}" for name, n in certificate["examples"].items())
+    asked = [f"{name}: {ASKED.get(name, name)} ({n} examples)" for name, n in certificate["examples"].items()]
     seeds = ", ".join(map(str, declared["seeds"]))
     return [
         ("Issued", escape(certificate["issued"])),
@@ -115,7 +115,7 @@ def _tested(certificate: dict[str, Any]) -> list[tuple[str, str]]:
             f"in {len(declared['quantizers'])} ways: {escape(', '.join(declared['quantizers']))}.",
         ),
         ("What was done to it", _bullets(f"{name}: {words}" for name, words in declared["transforms"].items())),
-        ("What was asked", f"{escape('; '.join(asked))}. {escape(counts)}."),
+        ("What was asked", _bullets(asked)),
         (
             "Compared with",
             "a model trained without what was to be forgotten, after the same treatment. What it gives away is no "
