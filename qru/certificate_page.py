@@ -28,7 +28,8 @@ dd > ul { margin: 0; } dd > ul > li { margin: 0; }
 td.bad, td.good { font-weight: 600; } th[scope=row] { text-align: left; padding-left: 0; color: var(--ink); }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
 @media print { :root { --ground: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff; --bad: #a63a2b;
-  --good: #125e6b; } body { font-size: 10pt; } main { max-width: none; } .reading { border: 1px solid var(--line); }
+  --good: #125e6b; } details::details-content { content-visibility: visible; } body { font-size: 10pt; }
+  main { max-width: none; } .reading { border: 1px solid var(--line); }
   h2 { margin-top: 1.6rem; break-after: avoid; } tr, li { break-inside: avoid; } .wide { overflow: visible; }
   table { font-size: 7.5pt; } th, td { padding: .2rem .35rem; } }
 """
