@@ -193,7 +193,6 @@ def test_the_main_notebook_runs_with_a_guard(made, qru_home, tmp_path):
         "quail_step": 0.5,
         "scale": "smoke",
         "quantizers": "rtn-int4-g128",
-        "metrics": "knowmem",
     }
     options = [part for name, value in given.items() for part in ("-p", name, value)]
     ran = papermill(qru_home, MAIN, tmp_path / "out.ipynb", *options)
