@@ -73,7 +73,7 @@ def run_forget_sets(kinds: Sequence[str] = forget_sets.KINDS, **parameters: Any)
     Raises:
         ValueError: an unknown or impossible parameter, or a corpus without sets of a kind, before any work.
     """
-    config = resolve(RunConfig.from_dict(parameters))
+    config = RunConfig.from_dict(parameters)  # not resolved: defaults of a part are others than those of the whole set
     if not kinds:
         raise ValueError(f"kinds is empty; it names at least one of {', '.join(forget_sets.KINDS)}.")
     corpus = inputs.corpus_of(config.corpus, config.scale)

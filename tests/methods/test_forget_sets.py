@@ -12,7 +12,7 @@ import torch
 from qru import arms, audit, compress, figures, forget_sets, models, pipeline, verdict
 from qru.config import FORGET_SETS, RunConfig, digest
 from qru.corpora import Corpus, load_corpus
-from qru.defaults import resolve
+from qru.defaults import PARTS_EPOCHS, resolve
 from qru.ops import QuantSpec
 from qru.parallel import threads
 from qru.unlearn import unlearn
@@ -116,6 +116,15 @@ def test_a_corpus_without_sets_says_what_it_has(monkeypatch):
     monkeypatch.setattr("qru.inputs.load_corpus", lambda *a, **k: small(sust={1: "a"}))
     with pytest.raises(ValueError, match=r"has no forget sets scal_1.*it has all, sust_1\. Leave 'scal' out"):
         arms.run_forget_sets(scale="smoke")
+
+
+def test_at_mini_the_parts_take_their_own_defaults_and_no_goal(monkeypatch):
+    asked = []
+    monkeypatch.setattr(arms.pipeline, "run_all", lambda configs: asked.extend(map(resolve, configs)))
+    monkeypatch.setattr(arms, "tidy", lambda: None)
+    arms.run_forget_sets()
+    assert [config.forget_set for config in asked] == [f"{kind}_{n}" for kind in ("scal", "sust") for n in (1, 2, 3, 4)]
+    assert {(config.forget_goal, config.epochs) for config in asked} == {(None, PARTS_EPOCHS)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "paper/records/readme").glob("*.json")), ids=lambda path: path.stem)
