@@ -418,7 +418,7 @@ def test_models_of_the_other_kind_are_refused_by_name(name, target, retrained, m
     ("change", "message"),
     [
         ({"problem_type": "multi_label_classification"}, "of single labels"),
-        ({"id2label": {"0": "true"}}, "with 1 label"),
+        ({"problem_type": "regression"}, "problem_type 'regression'"),
     ],
 )
 def test_a_model_that_gives_no_single_label_is_refused(change, message, given, tweets, tmp_path):
