@@ -25,8 +25,8 @@ CHECK_SLOW, CHECK_FAST = 40, 10
 # differ in it alone.
 MINI: dict[str, tuple[float, float]] = {"full": (2.61e-05, 5.0), "lora": (0.00013, 5.0)}
 # The rule was applied to methods of ga and npo alone; every other method takes what it gave there, unmeasured.
-# So does tweets, where the rule is still to be applied: with GA+GDR bf16-stepped full fine-tuning had forgotten no label
-# after 360 steps, since what a classifier is certain of has next to no gradient.
+# So does tweets, where the rule is still to be applied: with GA+GDR full fine-tuning stepped in bf16 had forgotten no
+# label after 360 steps, since what a classifier is certain of has next to no gradient.
 # Corpus, method or forget term, family -> where the rule gave something else.
 MINI_OTHER: dict[tuple[str, str, str], tuple[float, float]] = {
     ("news", "ga", "full"): (5.23e-05, 5.0),
