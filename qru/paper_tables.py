@@ -292,6 +292,11 @@ def missing_note(blocks: Sequence[Block]) -> list[str]:
     return [f"{ABSENT}: no such run, or not measured."] if ABSENT in texts else []
 
 
+def run_at_all(by_cell: Mapping[Place, Sequence[Record]], corpus: str, method: str) -> bool:
+    """Whether a method was run on a corpus in any arm: else a row of it would be empty."""
+    return any((at, name) == (corpus, method) for at, name, _ in by_cell)
+
+
 def table_one(records: Sequence[Record], precisions: Sequence[str]) -> Sheet:
     """Full fine-tuning: every method and both weight precisions, target and retrained, in bf16 and quantized.
 
@@ -326,6 +331,7 @@ def table_one(records: Sequence[Record], precisions: Sequence[str]) -> Sheet:
             tuple(row(corpus, m, arm, (method_title(m) if i == 0 else "", arm.removeprefix("full ")))
                   for i, arm in enumerate(arms))
             for m in methods
+            if run_at_all(by_cell, corpus, m)
         ]  # fmt: skip
         blocks.append(Block(corpus, (ends, *groups)))
     heads = tuple(short_labels(precisions))
@@ -360,6 +366,8 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
     known = score_cells(frame, precisions)
     arms = in_order((arm for _, _, arm in by_cell), list(ARMS.values()))
     methods = in_order((method for _, method, _ in by_cell), METHODS)
+    everywhere = set.intersection(*(set(record.scores["unlearned"]) for record in records))
+    rounded = [name for name in frame["precision"].unique() if name in everywhere and name != "bf16"]
 
     def row(corpus: str, method: str, arm: str, label: str) -> Row:
         out = list(cells((label, arm)))
@@ -368,40 +376,48 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
                 found = known.get((corpus, method, arm, precision, metric))
                 spread = seed_range(found) if found else ""
                 out.append(Cell(number(found["mean"]), spread) if found else Cell(ABSENT))
-        return (*out, returning(by_cell.get((corpus, method, arm), ()), quantizer))
+        runs = by_cell.get((corpus, method, arm), ())
+        return (*out, *(returning(runs, name) for name in rounded))
 
     scale = records[0].config["scale"]
     blocks = [
         Block(
             f"Measured here: {corpus}, scale {scale}",
             tuple(tuple(row(corpus, m, arm, method_title(m) if i == 0 else "") for i, arm in enumerate(arms))
-                  for m in methods),
+                  for m in methods if run_at_all(by_cell, corpus, m)),
         )
         for corpus in dict.fromkeys(corpus for corpus, _, _ in by_cell)
     ]  # fmt: skip
     missing = missing_note(blocks)
     table = reported() if published is None else published
-    others = [block for source in SAID for block in published_blocks(table, source)]
+    others = [block for source in SAID for block in published_blocks(table, source, len(rounded))]
     blocks += [replace(block, apart=APART) if block is others[0] else block for block in others]
     heads = tuple(short_labels(precisions))
     note = [
         "In percent.",
         *seed_note(by_cell, ", beside them the lowest…highest"),
         *weights_note(arms),
-        f"Returns: in how many seeds memory returns under {heads[1]}, by the rule of the text.",
+        "Returns: in how many seeds memory returns under each quantizer, by the rule of the text.",
         *example_note(frame),
         *grid_note(precisions),
+        *grid_note(rounded),
         *missing,
         "What is published is copied from the papers named, to one decimal; it has no interval and is compared with "
         "nothing here. "
         f"Its 4 bits stand under {heads[1]}.",
     ]
-    columns = (*((METRICS[metric], heads) for metric in SHOWN), ("", ("Returns",)))
+    columns = (*((METRICS[metric], heads) for metric in SHOWN), ("Returns", tuple(short_labels(rounded))))
     return Sheet(("Method", "Arm"), columns, tuple(blocks), tuple(note))
 
 
-def published_blocks(table: pd.DataFrame, source: str) -> list[Block]:
-    """A block a corpus: a source's methods in bf16 and 4 bits, as published, to one decimal."""
+def published_blocks(table: pd.DataFrame, source: str, returns: int) -> list[Block]:
+    """A block a corpus: a source's methods in bf16 and 4 bits, as published, to one decimal.
+
+    Args:
+        table: of ``qru.reported``.
+        source: in it.
+        returns: columns beside the scores, which stay empty.
+    """
     chosen = table[(table["source"] == source) & table["method"].str.contains("_") & (table["table"] != "I")]
     cell = chosen.set_index(["corpus", "method", "arm", "precision"])[list(SHOWN)]
     blocks = []
@@ -416,7 +432,7 @@ def published_blocks(table: pd.DataFrame, source: str) -> list[Block]:
                     for precision in ("bf16", "4-bit"):
                         value = cell[metric].get((corpus, method, arm, precision))
                         line.append(Cell(ABSENT if value is None or pd.isna(value) else as_published(value)))
-                group.append((*line, Cell()))
+                group.append((*line, *[Cell()] * returns))
             groups.append(tuple(group))
         blocks.append(Block(f"{corpus.upper()}, {SAID[source]}", tuple(groups)))
     return blocks

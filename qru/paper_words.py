@@ -534,38 +534,44 @@ def beta2(found: Sequence[Record]) -> list[str]:
     every = [why_verdict.outcomes([record]).assign(beta2=record.config["adam_beta2"]) for record in found]
     out = []
     for (value, arm), of in pd.concat(every).groupby(["beta2", "arm"], sort=False):
-        rows = said(of)
-        back = rows[rows["back"].astype(bool)]
-        told = [f"{precision_label(row['quantizer'])} ({number(row['text_regained'], 0)} %)"
-                for _, row in back.iterrows()]  # fmt: skip
+        rows, runs = said(of), of["run"].nunique()
+        told = []
+        for quantizer, under in rows.groupby("quantizer", sort=False):
+            back = under[under["back"].astype(bool)]
+            if len(back):
+                told.append(
+                    f"{precision_label(quantizer)} in {len(back)} of {len(under)} ({span(back['text_regained'])} %)"
+                )
         where = f"text comes back under {listed(told)}" if told else "text comes back under no quantizer"
-        out.append(sentence(f"β₂ = {value:g}, {arm}: {where if len(rows) else 'the goal was missed'}"))
+        head = f"β₂ = {value:g}, {arm} ({counted(runs, 'run')})"
+        out.append(sentence(f"{head}: {where if len(rows) else 'the goal was missed'}"))
     return out
 
 
-def sizes(found: Sequence[Record]) -> list[str]:
-    """Models of other width and depth: how far weights had to move, and what came back."""
-    if not found:
-        return [NONE]
-    out = []
-    for record in found:
-        table = why_verdict.outcomes([record])
-        first, size = table.iloc[0], models.sizes(record.config["scale"])
-        told = (
-            f"width {size.hidden}, {size.layers} layers, {first['arm']}, rate {general(first['learning_rate'], 3)}: "
-            f"{'met' if first['reached'] else 'missed'} the goal after {int(first['steps'])} steps with an update of "
-            f"{number(100 * first['update'], 1)} % of the weights"
-        )
-        told += f", VerbMem {number(first['verbmem_bf16'], 0)} in bf16"
-        known = table[table["text_regained"].notna()].sort_values("zero_bin")
-        if len(known):
-            shares = [
-                f"{number(row['text_regained'], 0)} % under {precision_label(row['quantizer'])}"
-                for _, row in known.iterrows()
-            ]
-            told += f"; text regained: {listed(shares)}"
-        out.append(sentence(told))
-    return out
+def sizes(found: Sequence[Record]) -> dict[str, list]:
+    """Models of other width and depth, a run a row: how far weights had to move, and what came back.
+
+    Returns:
+        ``heads`` and ``rows`` of a table; no row without a record.
+    """
+    outcomes = [(models.sizes(record.config["scale"]), why_verdict.outcomes([record])) for record in found]
+    bins: dict[str, float] = {}
+    for _, table in outcomes:
+        bins = dict(zip(table["quantizer"], table["zero_bin"], strict=True)) | bins
+    quantizers = sorted(bins, key=bins.__getitem__)
+    rows = []
+    for size, table in outcomes:
+        first = table.iloc[0]
+        regained = dict(zip(table["quantizer"], table["text_regained"], strict=True))
+        known = [regained.get(quantizer, math.nan) for quantizer in quantizers]
+        shares = ["–" if math.isnan(share) else number(share, 0) for share in known]
+        rows.append([
+            f"{size.hidden} × {size.layers}", first["arm"], general(first["learning_rate"], 3),
+            str(int(first["steps"])), number(100 * first["update"], 1), number(first["verbmem_bf16"], 0),
+            "yes" if first["reached"] else "no", *shares,
+        ])  # fmt: skip
+    heads = ["Width × layers", "Arm", "Rate", "Steps", "Update (%)", "VerbMem", "Goal met"]
+    return {"heads": [*heads, *map(precision_label, quantizers)], "rows": rows}
 
 
 # --- Tables I and II, and what is published -----------------------------------------------------------------------

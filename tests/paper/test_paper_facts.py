@@ -148,8 +148,31 @@ def test_what_is_left_in_the_codes(runs):
 
 
 def test_parts_without_records_say_so():
-    for told in (paper_words.dial, paper_words.alpha, paper_words.layers, paper_words.rates, paper_words.sizes):
+    for told in (paper_words.dial, paper_words.alpha, paper_words.layers, paper_words.rates, paper_words.beta2):
         assert told([]) == [paper_words.NONE]
+    assert paper_words.sizes([])["rows"] == []
+
+
+def test_second_moments_are_told_over_seeds():
+    def at(beta2, seed, back=()):
+        record = why_record(BF16, seed=seed, back=back)
+        record.config["adam_beta2"] = beta2
+        return record
+
+    told = paper_words.beta2([at(0.95, 0, (INT3,)), at(0.95, 1, (INT3,)), at(0.95, 2), at(0.999, 0)])
+    assert told == [
+        "β₂ = 0.95, bf16 (3 runs): text comes back under int3 g128 in 2 of 3 (75 %).",
+        "β₂ = 0.999, bf16 (1 run): text comes back under no quantizer.",
+    ]
+
+
+def test_sizes_stand_in_a_table():
+    small, missed = why_record(BF16, back=(INT3,), scale="mini-128x4"), why_record(BF16, reached=False)
+    table = paper_words.sizes([small, missed])
+    cells = [dict(zip(table["heads"], row, strict=True)) for row in table["rows"]]
+    assert [cell["Width × layers"] for cell in cells] == ["128 × 4", "256 × 4"]
+    assert [cell["Goal met"] for cell in cells] == ["yes", "no"]
+    assert (cells[0]["int3 g128"], cells[0]["int4 g128"], cells[0]["VerbMem"]) == ("75", "0", "20")
 
 
 def test_plain_groups_in_other_parts(runs):

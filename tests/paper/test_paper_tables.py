@@ -123,7 +123,7 @@ def test_table_one_is_full_fine_tuning_over_seeds():
     assert [block.title for block in sheet.blocks] == ["books", "news"]
     labels = [[row[0].text, row[1].text] for row in sheet.rows]
     books = [["target", ""], ["retrained", ""], ["GA", "bf16"], ["", "fp32"], ["NPO", "bf16"], ["", "fp32"]]
-    assert labels == books + books, "GA before NPO, LoRA left out, the same rows for each corpus"
+    assert labels == books + books[:4], "GA before NPO, LoRA left out, and no NPO on news, where it was not run"
     found = row_of(sheet, "NPO", "fp32")
     assert found[0] == Cell("18.0", "[14, 24]", "10…24")
     assert found[2] == Cell("60.5", "", "50…71")
@@ -159,6 +159,8 @@ def test_an_unmeasured_metric_stays_empty():
 def test_table_two_keeps_what_is_published_apart():
     arms = (("full", "bf16"), ("full", "fp32"), ("lora", "fp32"))
     runs = [run("npo_klr", *arm, seed=seed) for arm in arms for seed in (0, 1, 2)]
+    quantizers = [name for name in runs[0].scores["unlearned"] if name != "bf16"]
+    at = quantizers.index("rtn-int4-g128") - len(quantizers)
     runs[2].extra["recovered"]["rtn-int4-g128"]["recovers"]["recovers"] = False  # of three seeds two return
     sheet = table_two([*runs, run("ga")], "rtn-int4-g128")
     ours, *published = sheet.blocks
@@ -166,8 +168,9 @@ def test_table_two_keeps_what_is_published_apart():
     assert [row[1].text for group in ours.groups for row in group] == ["full bf16", "full fp32", "LoRA"]
     found = row_of(sheet, "NPO+KLR", "full bf16")
     assert (found[0], found[1]) == (Cell("18.0", "10…24"), Cell("60.5", "50…71"))
-    assert found[-1] == Cell("2/3", strong=True)
-    assert row_of(sheet, "NPO+KLR", "LoRA")[-1] == Cell("0/3")
+    assert sheet.columns[-1] == ("Returns", ("int8", "int4 g128", "int4 tensor", "int3"))
+    assert found[at] == Cell("2/3", strong=True)
+    assert row_of(sheet, "NPO+KLR", "LoRA")[at] == Cell("0/3")
     assert [block.title for block in published] == [
         "BOOKS, QRU (arXiv 2602.13151), Table II; 4 bits: bitsandbytes FP4, block 64",
         "NEWS, QRU (arXiv 2602.13151), Table II; 4 bits: bitsandbytes FP4, block 64",
@@ -176,10 +179,16 @@ def test_table_two_keeps_what_is_published_apart():
     ]
     assert [bool(block.apart) for block in sheet.blocks] == [False, True, False, False, False]
     first = [cell.text for cell in published[0].groups[0][0]]
-    assert first == ["GA+GDR", "full", "0.0", "0.0", "36.3", "28.8", "−24.0", "−23.7", "68.7", "53.8", ""]
+    assert first == ["GA+GDR", "full", "0.0", "0.0", "36.3", "28.8", "−24.0", "−23.7", "68.7", "53.8", *[""] * 4]
     masked = [cell.text for cell in published[2].groups[0][1]]
-    assert masked == ["", "SURE", "17.6", "16.1", "37.8", "36.9", "−58.0", "−58.9", "49.4", "34.9", ""]
+    assert masked == ["", "SURE", "17.6", "16.1", "37.8", "36.9", "−58.0", "−58.9", "49.4", "34.9", *[""] * 4]
     assert not any(cell.beside or cell.below for b in published for g in b.groups for row in g for cell in row)
+
+
+def test_what_was_not_run_on_a_corpus_has_no_empty_rows():
+    news = table_two([run("npo_klr"), run("npo_gdr"), run("npo_klr", corpus="news")], "rtn-int4-g128").blocks[1]
+    assert news.title == "Measured here: news, scale mini"
+    assert [row[0].text for group in news.groups for row in group] == ["NPO+KLR"]
 
 
 def test_costs_are_medians_over_runs():
@@ -230,7 +239,7 @@ def test_both_renderings_hold_every_cell(tmp_path):
     save_sheet(str(tmp_path / "two"), sheet)
     text = (tmp_path / "two.tex").read_text()
     lines = [line for line in text.splitlines() if "&" in line]
-    assert {line.count("&") for line in lines[1:]} == {2 + 2 * 8 + 1 - 1}, "every row has every printed column"
+    assert {line.count("&") for line in lines[1:]} == {2 + 2 * 8 + 4 - 1}, "every row has every printed column"
     assert r"NPO+KLR & full bf16 & 15.0 & {\scriptsize 10\ldots{}20} & 55.2 & {\scriptsize 50\ldots{}60}" in text
     assert "−" not in text
     assert "…" not in text
