@@ -33,6 +33,7 @@ ARMS = {
     ("sure", "fp32"): "SURE fp32",
 }
 ABSENT = "–"
+NO_BREAK = "\u00a0"
 APART = "Published by others: other models, other corpora, other quantizers"
 PUBLISHED = {"full": "full", "lora": "LoRA", "sure": "SURE"}
 SAID = {
@@ -393,6 +394,7 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
     others = [block for source in SAID for block in published_blocks(table, source, len(rounded))]
     blocks += [replace(block, apart=APART) if block is others[0] else block for block in others]
     heads = tuple(short_labels(precisions))
+    above = dict(zip(rounded, short_labels(rounded), strict=True)) | {quantizer: heads[1]}
     note = [
         "In percent.",
         *seed_note(by_cell, ", beside them the lowest…highest"),
@@ -400,13 +402,18 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
         "Returns: in how many seeds memory returns under each quantizer, by the rule of the text.",
         *example_note(frame),
         *grid_note(precisions),
-        *grid_note(rounded),
+        *(
+            f"{label} is {name}."
+            for name, label in above.items()
+            if label != precision_label(name) and name != quantizer
+        ),
         *missing,
         "What is published is copied from the papers named, to one decimal; it has no interval and is compared with "
         "nothing here. "
         f"Its 4 bits stand under {heads[1]}.",
     ]
-    columns = (*((METRICS[metric], heads) for metric in SHOWN), ("Returns", tuple(short_labels(rounded))))
+    returns = tuple(above[name].replace(" ", NO_BREAK) for name in rounded)
+    columns = (*((METRICS[metric], heads) for metric in SHOWN), ("Returns", returns))
     return Sheet(("Method", "Arm"), columns, tuple(blocks), tuple(note))
 
 

@@ -168,7 +168,9 @@ def test_table_two_keeps_what_is_published_apart():
     assert [row[1].text for group in ours.groups for row in group] == ["full bf16", "full fp32", "LoRA"]
     found = row_of(sheet, "NPO+KLR", "full bf16")
     assert (found[0], found[1]) == (Cell("18.0", "10…24"), Cell("60.5", "50…71"))
-    assert sheet.columns[-1] == ("Returns", ("int8", "int4 g128", "int4 tensor", "int3"))
+    assert sheet.columns[-1] == ("Returns", ("int8", "int4", "int4\u00a0tensor", "int3"))
+    note = " ".join(sheet.note)
+    assert "int4 is rtn-int4-g128. int8 is rtn-int8-g128. int3 is rtn-int3-g128." in note
     assert found[at] == Cell("2/3", strong=True)
     assert row_of(sheet, "NPO+KLR", "LoRA")[at] == Cell("0/3")
     assert [block.title for block in published] == [
