@@ -32,7 +32,8 @@ def mia(model, tokenizer, corpus, context: Context) -> Score:
     value is P(loss of a holdout text > loss of a forget text), ties half: **higher is more like a member**. 100: every
     forget text is given away; 50: the attack is a toss of a coin. It is the other way round than the AUC inside
     PrivLeak, and no share of the retrained model's: that one's own value, which need not be 50, is what unlearning
-    should come to; under it, too, forget texts stand out. ``examples`` choose forget texts, the holdout is always whole.
+    should come to; under it, too, forget texts stand out. ``examples`` choose forget texts, the holdout is always
+    whole.
 
     ``per_example`` has the loss of each text, in nats, under ``"forget"`` and ``"holdout"``.
     """
