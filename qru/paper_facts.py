@@ -123,7 +123,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "missing": paper_words.missing(compared),
         "elsewhere": paper_words.elsewhere([*parts["dial"], *parts["plateau"], *parts["size"]], compared),
         "shown": sorted(shown),
-        "captions": _captions(parts, requests, kernels, shown),
+        "captions": _captions(parts, grid, requests, kernels, shown),
         "settings": {"tables": settings(tabled), "why": settings(compared)},
         "protocol": _protocol(compared),
         "tried": _tried(),
@@ -140,8 +140,8 @@ def _unique(records: Iterable[Record]) -> list[Record]:
 
 
 def _captions(
-    parts: Mapping[str, Sequence[Record]], requests: Sequence[Record], kernels: Sequence[Mapping[str, Any]],
-    shown: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Sequence[Record]], grid: Sequence[Record], requests: Sequence[Record],
+    kernels: Sequence[Mapping[str, Any]], shown: Mapping[str, Sequence[str]],
 ) -> dict[str, str]:  # fmt: skip
     """What stands under a figure of its numbers: n, seeds, intervals."""
     sliced = [record for name in why_sheets.SLICES for record in parts[name]]
@@ -149,7 +149,7 @@ def _captions(
         "why": why_sheets.caption(parts[why_records.MAIN]), "layers": why_sheets.caption(parts[why_records.MAIN]),
         "dial": why_sheets.caption(parts["dial"]), "slices": why_sheets.caption(sliced),
         "size": why_sheets.caption(parts["size"]), "scal_sust": print_figures.forget_set_caption(requests),
-        "kernel": print_figures.kernel_caption(kernels),
+        "kernel": print_figures.kernel_caption(kernels), "lora_grid": why_sheets.caption(grid),
     }  # fmt: skip
     if "figures/updates" in shown:
         told["updates"] = print_figures.updates_caption(load_updates(shown["figures/updates"]))
