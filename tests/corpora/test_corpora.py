@@ -276,7 +276,7 @@ def test_a_word_model_of_the_rest_does_not_tell_forget_from_holdout(name):
         ({"name_or_path": "book"}, "unknown corpus 'book'. Did you mean 'books'"),
         (
             {"name_or_path": "zzz"},
-            "Known: books, muse-bench/MUSE-Books, muse-bench/MUSE-News, news. Nor is there",
+            "Known: books, muse-bench/MUSE-Books, muse-bench/MUSE-News, news, tweets. Nor is there",
         ),
         ({"name_or_path": "books", "scale": "min"}, "Did you mean 'mini'"),
         ({"name_or_path": "books", "seed": -1}, "seed must be an integer >= 0, not -1"),

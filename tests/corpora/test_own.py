@@ -235,7 +235,7 @@ def test_a_bad_file_in_a_folder_is_named(folder, name, content, message):
     ("name", "message"),
     [
         ("x.txt", "does not say what to forget and what to keep: make a folder with forget/ and retain/."),
-        ("x.xls", "unknown kind of file '.xls'. Known: .json, .jsonl, .parquet, .txt."),
+        ("x.xls", "unknown kind of file '.xls'. Did you mean '.txt'? Known: .json, .jsonl, .parquet, .txt."),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, name, message):
