@@ -71,7 +71,8 @@ paper: $(INSTALLED)  ## runs without a record, tables, figures, paper/build/pape
 	$(BIN)/snakemake paper $(GRAPH)
 
 paper-plan: $(INSTALLED)  ## what `make paper` would make, with the same settings
-	@set -o pipefail; $(BIN)/snakemake $(if $(FRESH),fresh,paper) --dry-run $(GRAPH) $(if $(FRESH),fresh=1) 2>&1 \
+	@set -o pipefail; again="$$($(BIN)/python -m qru.experiments to-make paper $(SCALE) $(GRID) $(FRESH) 2> /dev/null)"; \
+	$(BIN)/snakemake $(if $(FRESH),fresh,paper) --dry-run $${again:+--forcerun $$again} $(GRAPH) $(if $(FRESH),fresh=1) 2>&1 \
 	  | $(BIN)/python -m qru.experiments tell
 
 bench: $(INSTALLED)  ## the kernel against what people run today and against this machine's limits (minutes; runs/bench.ipynb)

@@ -125,8 +125,13 @@ def plan(path: Path, scale: str, grid: str = "core", fresh: bool = False, kept: 
     return made
 
 
+def plan_file(scale: str, grid: str, fresh: bool) -> str:
+    """What a kept plan is called."""
+    return f"plan-{scale}-{grid}{'-fresh' * fresh}.json"
+
+
 def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
-    declared, lines = _read(path)
+    declared, lines, places = _read(path)
     corpora = declared["corpora"].get(scale, {})
     cells: dict[str, Cell] = {}
     shown: dict[str, tuple[list[str], list[str]]] = {}  # experiment -> runs, folders of committed records
@@ -134,9 +139,10 @@ def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
         try:
             found = _cells(declared["defaults"], entry, scale, grid, corpora)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{lines['experiments', name]}: experiment {name!r}: {error}") from error
+            line = _line(lines, places, ("experiments", name), error)
+            raise ValueError(f"{path}:{line}: experiment {name!r}: {error}") from error
         shown[name] = ([], [])
-        if entry.get("grid") == "full" and grid != "full":
+        if entry.get("grid", grid) != grid:
             continue
         if "records" in entry:
             shown[name][1].append(entry["records"])
@@ -153,7 +159,8 @@ def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
         try:
             made = _artefact(name, entry, shown, declared["experiments"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{lines['artefacts', name]}: artefact {name!r}: {error}") from error
+            line = _line(lines, places, ("artefacts", name), error)
+            raise ValueError(f"{path}:{line}: artefact {name!r}: {error}") from error
         if made.cells or made.folders:  # else it shows what another grid has
             artefacts[name] = made
     return Plan(cells, artefacts)
@@ -163,8 +170,18 @@ def _union(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(itertools.chain.from_iterable(parts)))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """The file as dicts, and the line of every experiment and artefact; a key given twice is refused."""
+Place = tuple[tuple[str, ...], str, int]
+
+
+def _line(lines: Mapping[tuple[str, ...], int], places: Iterable[Place], entry: tuple[str, str], error: object) -> int:
+    """The line of what an error quotes, if it stands in this entry; else that of the entry."""
+    said = str(error)
+    quoted = (line for above, text, line in places if above[:2] == entry and repr(text) in said)
+    return next(quoted, lines[entry])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[Place]]:
+    """The file as dicts, the line of every key, and where every key and value stands; a key given twice is refused."""
     text = path.read_text()
     try:
         tree = yaml.compose(text)
@@ -173,9 +190,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(declared, dict):
         raise ValueError(f"{path} must hold {', '.join(TOP)}.")
-    lines = {}
+    lines: dict[tuple[str, ...], int] = {}
+    places: list[Place] = []
 
     def walk(node: yaml.Node, above: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.ScalarNode):
+            places.append((above, node.value, node.start_mark.line + 1))
+        if isinstance(node, yaml.SequenceNode):
+            for part in node.value:
+                walk(part, above)
         if not isinstance(node, yaml.MappingNode):
             return
         seen = set()
@@ -184,6 +207,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
                 raise ValueError(f"{path}:{key.start_mark.line + 1}: {key.value!r} is given twice.")
             seen.add(key.value)
             lines[(*above, key.value)] = key.start_mark.line + 1
+            places.append((above, key.value, key.start_mark.line + 1))
             walk(value, (*above, key.value))
 
     walk(tree, ())
@@ -197,9 +221,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
                     raise ValueError(f"{path}:{lines[section, name, key]}: {name!r}: {unknown('key', key, known)}")
             if not entry.get("why"):
                 raise ValueError(f"{path}:{lines[section, name]}: {name!r} does not say why it is there (`why:`).")
+            if section == "artefacts" and not entry.get("experiments"):
+                raise ValueError(f"{path}:{lines[section, name]}: {name!r} shows nothing: name its `experiments:`.")
     for section in ("defaults", "corpora"):
         declared.setdefault(section, {})
-    return declared, lines
+    return declared, lines, places
 
 
 def _listed(value: Any) -> list[Any]:
@@ -244,7 +270,8 @@ def _cells(
     defaults: Mapping[str, Any], entry: Mapping[str, Any], scale: str, grid: str, corpora: Mapping[str, str]
 ) -> list[Cell]:
     """An experiment's runs, all of them checked; at smoke one, that it names or the first."""
-    choice("grid", entry.get("grid", "core"), GRIDS)
+    if "grid" in entry:
+        choice("grid", entry["grid"], GRIDS)
     if "only" in entry:
         if "records" not in entry:
             raise ValueError("only: chooses among committed records, and it has no records:.")
@@ -420,9 +447,10 @@ def records_of(artefact: Artefact, folder: Path, scale: str) -> list[Path]:
             raise ValueError(f"{artefact.notebook} shows the committed records of {folder / name}; there are none.")
         records = {path: read_json(path) for path in committed}
         if only := artefact.only.get(name):
+            for one in only:
+                if not any(_says(record, one) for record in records.values()):
+                    raise ValueError(f"{artefact.notebook} shows of {folder / name} also {one}; no record there is so.")
             matching = {path: record for path, record in records.items() if any(_says(record, one) for one in only)}
-            if not matching:
-                raise ValueError(f"{artefact.notebook} shows of {folder / name} only {only}; no record there is so.")
             records = {path: record for path, record in matching.items() if record["config"]["scale"] == scale}
         found += records
     return found
@@ -446,17 +474,34 @@ def drop_damaged(plan: Plan, records: Path, dry: bool = False) -> list[str]:
         What was wrong with each.
     """
     found = []
+    for path, error in damaged(plan, records).items():
+        found.append(f"{error} {'It would be removed and' if dry else 'Removed, to be'} made again.")
+        if not dry:
+            path.unlink()
+    return found
+
+
+def damaged(plan: Plan, records: Path) -> dict[Path, ValueError]:
+    """Records of the plan's runs that cannot be read or are of another configuration, and why."""
+    found = {}
     for cell in plan.cells.values():
         path = records / cell.folder / f"{cell.name}.json"
-        if not path.is_file():
-            continue
-        try:
-            _check_record(cell, path)
-        except ValueError as error:
-            found.append(f"{error} {'It would be removed and' if dry else 'Removed, to be'} made again.")
-            if not dry:
-                path.unlink()
+        if path.is_file():
+            try:
+                _check_record(cell, path)
+            except ValueError as error:
+                found[path] = error
     return found
+
+
+def to_make(plan: Plan, records: Path) -> list[Path]:
+    """Records that a build would make: those that are missing or damaged.
+
+    Snakemake by itself does not miss what nothing newer depends on: a dry run has to be told of them.
+    """
+    wanted = [records / cell.folder / f"{cell.name}.json" for cell in plan.cells.values()]
+    broken = damaged(plan, records)
+    return [path for path in wanted if path in broken or not path.is_file()]
 
 
 def _check_record(cell: Cell, path: Path) -> None:
@@ -562,17 +607,25 @@ def tell(dry_run: str) -> list[str]:
 
 
 def main(command: str, *arguments: str) -> None:
-    """``keep LOG OUT [LAYERS]``, ``promote MADE RECORDS SCALE``, or ``tell`` (of standard input)."""
+    """``keep LOG OUT [LAYERS]``, ``promote MADE RECORDS SCALE``, ``to-make PAPER SCALE GRID [1]`` (1: afresh), or
+    ``tell`` (of standard input)."""
     if command == "keep":
         log, out, *layers = arguments
         keep(Path(log), Path(out), layers)
     elif command == "promote":
         made, records, scale = arguments
         promote(Path(made), Path(records), scale)
+    elif command == "to-make":
+        paper, scale, grid, *fresh = arguments
+        build = Path(paper) / "build"
+        made = plan(
+            Path(paper) / "experiments.yaml", scale, grid, bool(fresh), build / plan_file(scale, grid, bool(fresh))
+        )
+        print(*to_make(made, (build / "fresh" if fresh else Path(paper)) / "records"))
     elif command == "tell":
         print("\n".join(tell(sys.stdin.read())))
     else:
-        raise unknown("command", command, ("keep", "promote", "tell"))
+        raise unknown("command", command, ("keep", "promote", "to-make", "tell"))
 
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ The facts beside an artefact are of the very records that the artefact shows, so
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qru import defaults, models, optimizers, paper_words, print_figures, why_records, why_sheets, why_verdict
+from qru import choose, defaults, models, optimizers, paper_words, print_figures, why_records, why_sheets, why_verdict
 from qru.config import SIZED
 from qru.corpora import load_corpus
 from qru.evaluation_sheet import load_evaluations
-from qru.paper_tables import arm_name, listed
+from qru.paper_tables import arm_name, listed, shown_in_one, shown_in_two
 from qru.paper_words import general, levels, span
 from qru.prediction import HIDDEN
-from qru.records import Record, load_record, write_json
+from qru.records import Record, load_record, read_json, write_json
 from qru.style import precision_label
 from qru.typeset import method_title
 from qru.update_record import load_updates
@@ -40,6 +41,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
+PARTS = {
+    "dial": "The dial", "plateau": "A lower rate on news", "alpha": "α", "layers": "Adapted layers",
+    "rate": "Large rates", "beta2": "Second moment", "size": "Other sizes",
+}  # fmt: skip
+KINDS = {"scal": "Nested forget sets", "sust": "Successive requests"}
 LISTED = ("corpus", "seed", "method")  # what a run is one of many of
 
 
@@ -60,6 +66,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     one, two, grid, requests = (
         _records(shown[name]) for name in ("tables/one", "tables/two", "figures/lora_grid", "figures/scal_sust")
     )
+    one, two = shown_in_one(one), shown_in_two(two)
     parts = why_sheets.parts(shown["figures/why"])
     compared = parts[why_records.MAIN]
     tabled = _unique([*one, *two])
@@ -67,6 +74,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     every = _unique([*tabled, *grid, *requests, *(record for found in parts.values() for record in found)])
     quantizers = _quantizers(tabled)
     table = why_verdict.outcomes(compared)
+    further = [*parts["dial"], *parts["plateau"], *parts["size"]]
     returned = paper_words.family_returns(compared)
     return {
         "scale": tabled[0].config["scale"],
@@ -80,8 +88,8 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
                  "quantizers": listed([precision_label(name) for name in why_verdict.finest_first(table)])},
         "optimizer": {
             "beta1": f"{optimizers.BETA1:g}", "beta2": f"{defaults.MINI_BETA2:g}",
-            "bound": f"{optimizers.largest_step(defaults.MINI_BETA2):.2f}",
-            "usual": f"{defaults.BETA2:g}", "usual_bound": f"{optimizers.largest_step(defaults.BETA2):.1f}",
+            "bound": f"{math.ceil(1000 * optimizers.largest_step(defaults.MINI_BETA2)) / 1000:g}",  # up: it bounds
+            "usual": f"{defaults.BETA2:g}", "usual_bound": f"{math.ceil(10 * optimizers.largest_step(defaults.BETA2)) / 10:g}",
             "full_rate": general(defaults.MINI["full"][0], 3), "lora_rate": general(defaults.MINI["lora"][0], 3),
             "retain_weight": listed(sorted({f"{weight:g}" for _, weight in defaults.MINI.values()})),
             "other_rates": listed([
@@ -91,15 +99,20 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             "goal": f"{defaults.GOAL:g}", "looks": listed([defaults.CHECK_FAST, defaults.CHECK_SLOW]),
             "hidden": f"{HIDDEN:g}", "published_rate": general(defaults.FULL_RATE),
             "published_edge": general(optimizers.movable_below(defaults.FULL_RATE)),
+            "published_bound": general(
+                optimizers.movable_below(optimizers.largest_step(defaults.BETA2) * defaults.FULL_RATE)
+            ),
         },
         "rule": _rule(compared),
         "examples": _examples(compared),
         "zone": paper_words.zone(compared),
         "why": {
             "returned": [paper_words.sentence(text) for text in returned.values()],
-            "abstract": paper_words.sentence("; ".join(returned.values())),
+            "abstract": paper_words.abstract(compared),
+            "plain": paper_words.plain_groups(further, compared),
             "cause": paper_words.cause(compared),
             "beta2": paper_words.usual_beta2(parts["beta2"]),
+            "second_moment": paper_words.second_moment(parts["beta2"]),
             "limits": paper_words.limits(compared),
             "equal": paper_words.equal_forgetting(compared),
             "knowledge": paper_words.knowledge(compared),
@@ -121,12 +134,16 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "evaluation": paper_words.evaluation(load_evaluations(shown["tables/evaluation"])),
         "cost": paper_words.cost(_records(shown["tables/cost"])),
         "missing": paper_words.missing(compared),
-        "elsewhere": paper_words.elsewhere([*parts["dial"], *parts["plateau"], *parts["size"]], compared),
+        "elsewhere": paper_words.elsewhere(further, compared),
         "shown": sorted(shown),
         "captions": _captions(parts, grid, requests, kernels, shown),
-        "settings": {"tables": settings(tabled), "why": settings(compared)},
+        "coverage": paper_words.coverage(one, two),
+        "privleak": paper_words.measured(two, "privleak"),
+        "settings": {"tables": settings(tabled), "why": settings(compared),
+                     "parts": paper_words.part_settings(_named(parts) | {"LoRA's grid": grid} | _by_kind(requests))},
         "protocol": _protocol(compared),
         "tried": _tried(),
+        "attempts": paper_words.attempts(read_json(why_records.KEPT.parent / "choice.json")["tried"], choose.HOPELESS),
         "provenance": _provenance(every),
     }  # fmt: skip
 
@@ -139,6 +156,17 @@ def _unique(records: Iterable[Record]) -> list[Record]:
     return list({record.config["hash"]: record for record in records}.values())
 
 
+def _named(parts: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
+    return {name: parts.get(part, ()) for part, name in PARTS.items()}
+
+
+def _by_kind(requests: Sequence[Record]) -> dict[str, list[Record]]:
+    return {
+        name: [record for record in requests if str(record.config.get("forget_set", "")).startswith(kind)]
+        for kind, name in KINDS.items()
+    }
+
+
 def _captions(
     parts: Mapping[str, Sequence[Record]], grid: Sequence[Record], requests: Sequence[Record],
     kernels: Sequence[Mapping[str, Any]], shown: Mapping[str, Sequence[str]],
@@ -146,9 +174,9 @@ def _captions(
     """What stands under a figure of its numbers: n, seeds, intervals."""
     sliced = [record for name in why_sheets.SLICES for record in parts[name]]
     told = {
-        "why": why_sheets.caption(parts[why_records.MAIN]), "layers": why_sheets.caption(parts[why_records.MAIN]),
-        "dial": why_sheets.caption(parts["dial"]), "slices": why_sheets.caption(sliced),
-        "size": why_sheets.caption(parts["size"]), "scal_sust": print_figures.forget_set_caption(requests),
+        "why": why_sheets.caption(parts[why_records.MAIN]), "layers": [f"{len(parts[why_records.MAIN])} runs."],
+        "dial": [paper_words.whose(parts["dial"]), *why_sheets.caption(parts["dial"])], "slices": [paper_words.whose(sliced), *why_sheets.caption(sliced)],
+        "scal_sust": [paper_words.whose(requests), *print_figures.forget_set_caption(requests)],
         "kernel": print_figures.kernel_caption(kernels), "lora_grid": why_sheets.caption(grid),
     }  # fmt: skip
     if "figures/updates" in shown:
@@ -273,6 +301,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, Any]:
     found = [record.provenance for record in records]
     return {
         "runs": str(len(records)),
+        "taken": str(sum("trained_by" in one for one in found)),
         "commits": sorted({(one["commit"] or "unknown")[:10] for one in found}),
         "dirty": str(sum(bool(one["dirty"]) for one in found)),
         "hardware": sorted({f"{one['hardware']['processor']}, {one['hardware']['cores']} cores" for one in found}),

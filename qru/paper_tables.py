@@ -293,6 +293,16 @@ def missing_note(blocks: Sequence[Block]) -> list[str]:
     return [f"{ABSENT}: no such run, or not measured."] if ABSENT in texts else []
 
 
+def shown_in_one(records: Iterable[Record]) -> list[Record]:
+    """Those that Table I shows, and its text counts: full fine-tuning."""
+    return [record for record in records if record.config["adapter"] == "full"]
+
+
+def shown_in_two(records: Iterable[Record]) -> list[Record]:
+    """Those that Table II shows, and its text counts: methods with a retain term."""
+    return [record for record in records if "_" in record.config["method"]]
+
+
 def run_at_all(by_cell: Mapping[Place, Sequence[Record]], corpus: str, method: str) -> bool:
     """Whether a method was run on a corpus in any arm: else a row of it would be empty."""
     return any((at, name) == (corpus, method) for at, name, _ in by_cell)
@@ -308,7 +318,7 @@ def table_one(records: Sequence[Record], precisions: Sequence[str]) -> Sheet:
     Raises:
         ValueError: no record of full fine-tuning, a precision that none has, or see ``score_means``.
     """
-    records = [record for record in records if record.config["adapter"] == "full"]
+    records = shown_in_one(records)
     by_cell, frame = cells_over_seeds(records), score_means(records)
     checked_precisions(frame, precisions)
     known = score_cells(frame, precisions)
@@ -360,7 +370,7 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
     Raises:
         ValueError: no record of such a method, a quantizer that none has, or see ``score_means``.
     """
-    records = [record for record in records if "_" in record.config["method"]]
+    records = shown_in_two(records)
     by_cell, frame = cells_over_seeds(records), score_means(records)
     precisions = ("bf16", quantizer)
     checked_precisions(frame, precisions)

@@ -219,9 +219,8 @@ def test_committed_records_are_chosen_by_what_they_say_of_themselves(changed, tm
         write_json(tmp_path / "kept" / f"{name}.json", {"config": config | {"scale": "mini"}})
     assert [file.stem for file in records_of(artefact, tmp_path, "mini")] == ["low-rank", "stepped"]
     assert records_of(artefact, tmp_path, "smoke") == [], "records of another scale stand in no table beside these"
-    for name in ("stepped", "low-rank"):
-        (tmp_path / "kept" / f"{name}.json").unlink()
-    with pytest.raises(ValueError, match="no record there is so"):
+    (tmp_path / "kept" / "stepped.json").unlink()
+    with pytest.raises(ValueError, match=r"'arm': 'full-bf16'.*no record there is so"):
         records_of(artefact, tmp_path, "mini")
     path.write_text(path.read_text().replace("news, arm: full", "news, amr: full"))
     with pytest.raises(ValueError, match=r"unknown parameter 'amr'\. Did you mean 'arm'"):
@@ -229,6 +228,53 @@ def test_committed_records_are_chosen_by_what_they_say_of_themselves(changed, tm
     path.write_text(path.read_text().replace("    records: kept\n", "").replace("amr:", "arm:"))
     with pytest.raises(ValueError, match="has no records:"):
         plan(path, "mini")
+
+
+def test_an_error_names_the_line_of_what_it_quotes(changed):
+    path = changed("method: [ga_gdr,", "method: [ga_gdl,")
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "ga_gdl" in text)
+    with pytest.raises(ValueError, match=rf":{line}: experiment 'arms': unknown method 'ga_gdl'"):
+        plan(path, "mini")
+    path = changed("    experiments: [arms]\n    parameters:", "    parameters:")
+    with pytest.raises(ValueError, match="'table_scores' shows nothing"):
+        plan(path, "mini")
+
+
+def test_an_experiment_of_one_grid_is_not_in_the_other(changed):
+    def methods(entry: str, grid: str) -> set[str]:
+        path = changed("\nartefacts:\n", f"  more:\n    why: A test.\n{entry}    each: {{method: npo}}\n\nartefacts:\n")
+        return {cell.config["method"] for cell in plan(path, "mini", grid).cells.values()}
+
+    assert "npo" in methods("", "core") & methods("", "full")
+    assert "npo" in methods("    grid: core\n", "core") - methods("    grid: core\n", "full")
+    assert "npo" in methods("    grid: full\n", "full") - methods("    grid: full\n", "core")
+
+
+def test_every_artefact_of_either_grid_shows_runs_that_can_stand_together():
+    """Of one cell no two runs differ but in the seed: else a table of the full grid would fail after all its runs."""
+    for grid in experiments.GRIDS:
+        made = plan(DECLARED, "mini", grid)
+        for name in ("table_one", "table_two"):
+            artefact, found = made.artefacts[name], {}
+            committed = [json.loads(path.read_text())["config"] for path in _committed(artefact)]
+            for config in [*(made.cells[cell].config for cell in artefact.cells), *committed]:
+                place = tuple(config[key] for key in ("corpus", "method", "adapter", "weights"))
+                found.setdefault(place, []).append(config["seed"])
+            assert all(len(seeds) == len(set(seeds)) for seeds in found.values()), (grid, name)
+
+
+def _committed(artefact) -> list[Path]:
+    runs = {f"{cell}.json" for cell in artefact.cells}
+    shown = records_of(artefact, ROOT / "paper" / "records", "mini")
+    return [path for path in shown if path.name not in runs]
+
+
+def test_what_would_be_made_is_what_is_missing_or_damaged(tmp_path):
+    made = Plan({name: cell(name) for name in ("good", "cut", "gone")}, {})
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "good.json").write_text(json.dumps(EMPTY | {"config": {}}))
+    (tmp_path / "mini" / "cut.json").write_text("{")
+    assert [path.stem for path in experiments.to_make(made, tmp_path)] == ["cut", "gone"]
 
 
 def test_damaged_and_foreign_records_are_named_and_removed(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typst
 
-from qru.experiments import plan
+from qru.experiments import plan, tell
 from qru.records import load_record, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +148,16 @@ def test_what_fails_what_is_kept_and_what_is_made_again(build, folder):
     assert f"{cut.name} is not whole JSON" in said
     assert done == ["books-smoke-ga", "table_scores"], "the run, and what shows it"
     assert pdf.stat().st_mtime_ns > before
+
+    cut.unlink()
+    command = [sys.executable, "-m", "qru.experiments", "to-make", "paper", "smoke", "core"]
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    assert [Path(path).name for path in again] == [cut.name]
+    done, said = build("--dry-run", "--forcerun", *again)  # as make paper-plan asks
+    assert done == []
+    assert tell(said)[1:5] == ["runs to make (1):", f"  {cut.stem}", "tables to draw (1):", "  scores"]
+    done, said = build()
+    assert done == ["books-smoke-ga", "table_scores"], "a record that is gone is made again, and what shows it"
 
     (paper / "paper.typ").write_text('#include "tables/scores.typ"\n\n#nothing\n')
     first = pdf.read_bytes()

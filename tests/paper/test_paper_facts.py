@@ -356,6 +356,16 @@ def test_the_text_says_what_the_records_say(shown, tmp_path):
     assert "VerbMem is 10 to 13," in text_of(tmp_path, paper_facts.facts(shown))
 
 
+def test_the_text_counts_what_its_tables_show(shown, tmp_path):
+    before = paper_facts.facts(shown)
+    alone = placed(whole(run("ga")), tmp_path / "tables" / "alone.json")  # no retain term: Table II does not show it
+    shown = shown | {name: [*shown[name], alone] for name in ("tables/one", "tables/two")}
+    shown["tables/one"].append(shown["figures/lora_grid"][0])  # no full fine-tuning: Table I does not show it
+    after = paper_facts.facts(shown)
+    assert (before["two"]["runs"], after["two"]["runs"]) == ("3", "3")
+    assert (before["one"]["runs"], after["one"]["runs"]) == ("2", "3")
+
+
 def blanked(value):
     """Facts without a digit."""
     if isinstance(value, dict):
