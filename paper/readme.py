@@ -42,12 +42,21 @@ def block(name: str, text: str, page: str) -> str:
 
 
 def measured(timings: dict) -> str:
-    """The table of what was measured, from ``paper/records/timings.json`` and the runs of ``make why``."""
+    """The table of what was measured, from ``paper/records/timings.json`` and the costs of runs."""
+
+    def again(what: str, runs: list) -> dict[str, str]:
+        minutes = sum(stage["seconds"] for record in runs for stage in record.cost.values()) / 60
+        told = f"{what}: {len(runs)} runs, two at a time, by their records; other work running"
+        return {"what": told, "measured": f"{minutes / 2:.0f} min"}
+
     books = [record for record in why_sheets.parts()["comparison"] if record.config["corpus"] == "books"]
-    minutes = sum(stage["seconds"] for record in books for stage in record.cost.values()) / 60
-    told = f"`make why` after the models: {len(books)} runs, two at a time, by their records; other work running"
-    again = {"what": told, "measured": f"{minutes / 2:.0f} min"}
-    rows = "\n".join(f"| {row['what']} | {row['measured']} |" for row in [*timings["rows"], again])
+    grid = [records.load_record(file) for file in sorted((PAPER / "records" / "mini").glob("*.json"))]
+    rows = [
+        *timings["rows"],
+        again("`make why` after the models", books),
+        again("`make paper FRESH=1` after the models", grid),
+    ]
+    rows = "\n".join(f"| {row['what']} | {row['measured']} |" for row in rows)
     return f"Measured on {timings['hardware']}:\n\n| | |\n|---|---|\n{rows}"
 
 

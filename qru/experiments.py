@@ -445,7 +445,11 @@ def records_of(artefact: Artefact, folder: Path, scale: str) -> list[Path]:
         committed = sorted((folder / name).glob("*.json"))
         if not committed:
             raise ValueError(f"{artefact.notebook} shows the committed records of {folder / name}; there are none.")
-        records = {path: read_json(path) for path in committed}
+        try:
+            records = {path: read_json(path) for path in committed}
+        except ValueError as error:
+            told = f"{error} It is a committed one: git checkout -- {folder / name} brings it back."
+            raise ValueError(told) from error
         if only := artefact.only.get(name):
             for one in only:
                 if not any(_says(record, one) for record in records.values()):
