@@ -409,21 +409,21 @@ def table_two(records: Sequence[Record], quantizer: str, published: pd.DataFrame
         "In percent.",
         *seed_note(by_cell, ", beside them the lowest…highest"),
         *weights_note(arms),
+        "Returns: in how many seeds memory returns under each quantizer, by the rule of the text.",
         *example_note(frame),
         *grid_note(precisions),
-        "Returns: in how many seeds memory returns under each quantizer, by the rule of the text.",
         *(
-            f"{above[name]} is {name}."
-            for name in rounded
-            if above[name] != precision_label(name) and name != quantizer
+            f"{label} is {name}."
+            for name, label in above.items()
+            if label != precision_label(name) and name != quantizer
         ),
         *missing,
         "What is published is copied from the papers named, to one decimal; it has no interval and is compared with "
         "nothing here. "
         f"Its 4 bits stand under {heads[1]}.",
     ]
-    returns = ("Returns", tuple(above[name].replace(" ", NO_BREAK) for name in rounded))
-    columns = (*((METRICS[metric], heads) for metric in SHOWN), returns)
+    returns = tuple(above[name].replace(" ", NO_BREAK) for name in rounded)
+    columns = (*((METRICS[metric], heads) for metric in SHOWN), ("Returns", returns))
     return Sheet(("Method", "Arm"), columns, tuple(blocks), tuple(note))
 
 
