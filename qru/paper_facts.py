@@ -89,7 +89,8 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "optimizer": {
             "beta1": f"{optimizers.BETA1:g}", "beta2": f"{defaults.MINI_BETA2:g}",
             "bound": f"{math.ceil(1000 * optimizers.largest_step(defaults.MINI_BETA2)) / 1000:g}",  # up: it bounds
-            "usual": f"{defaults.BETA2:g}", "usual_bound": f"{math.ceil(10 * optimizers.largest_step(defaults.BETA2)) / 10:g}",
+            "usual": f"{defaults.BETA2:g}",
+            "usual_bound": f"{math.ceil(10 * optimizers.largest_step(defaults.BETA2)) / 10:g}",
             "full_rate": general(defaults.MINI["full"][0], 3), "lora_rate": general(defaults.MINI["lora"][0], 3),
             "retain_weight": listed(sorted({f"{weight:g}" for _, weight in defaults.MINI.values()})),
             "other_rates": listed([
@@ -175,7 +176,8 @@ def _captions(
     sliced = [record for name in why_sheets.SLICES for record in parts[name]]
     told = {
         "why": why_sheets.caption(parts[why_records.MAIN]), "layers": [f"{len(parts[why_records.MAIN])} runs."],
-        "dial": [paper_words.whose(parts["dial"]), *why_sheets.caption(parts["dial"])], "slices": [paper_words.whose(sliced), *why_sheets.caption(sliced)],
+        "dial": [paper_words.whose(parts["dial"]), *why_sheets.caption(parts["dial"])],
+        "slices": [paper_words.whose(sliced), *why_sheets.caption(sliced)],
         "scal_sust": [paper_words.whose(requests), *print_figures.forget_set_caption(requests)],
         "kernel": print_figures.kernel_caption(kernels), "lora_grid": why_sheets.caption(grid),
     }  # fmt: skip

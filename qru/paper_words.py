@@ -15,8 +15,8 @@ import pandas as pd
 
 from qru import kernel_record, models, why, why_verdict
 from qru.config import MEASURING
-from qru.defaults import BETA2
-from qru.optimizers import largest_step
+from qru.defaults import BETA2, MINI
+from qru.optimizers import largest_step, movable_below
 from qru.paper_figures import chosen_row, grid_frame
 from qru.paper_tables import arm_name, cost_frame, counted, listed
 from qru.prediction import HIDDEN, scored
@@ -34,6 +34,7 @@ FAMILIES = {
 }
 BINDS = {"fma": "multiply-adds"}  # what sets a ceiling, in words
 SHORT = {why_verdict.STILL: "dead zone", why_verdict.STEPPED: "no dead zone", why_verdict.LOW: "LoRA"}
+MIDDLE = ["zero_bin", "hidden", "crossed", "predicted_crossed", "projection", "cosine"]
 NONE = "There is no record of this part of the experiment."
 
 
@@ -120,6 +121,34 @@ def _returned(rows: pd.DataFrame, edge: float | None) -> str:
     return f"where only weights under {general(edge)} can move ({runs}) {listed(parts)}"
 
 
+def abstract(found: Sequence[Record]) -> str:
+    """In how many runs of each family of arms text comes back, under which quantizers, and how much of it."""
+    table = said(why_verdict.outcomes(found))
+    out, never = [], []
+    for family, words in FAMILIES.items():
+        rows = table[table["family"] == family]
+        if rows.empty:
+            continue
+        back = rows[rows["back"].astype(bool)]
+        runs = counted(rows["run"].nunique(), "run")
+        if back.empty:
+            never.append(f"in none of {runs} {words}")
+            continue
+        risen = [name for name in why_verdict.finest_first(rows) if name in set(back["quantizer"])]
+        medians = back.groupby("quantizer")["text_regained"].median()
+        out.append(
+            f"{sentence(words).rstrip('.')}, text comes back in {back['run'].nunique()} of {runs} under "
+            f"{either([precision_label(name) for name in risen])}; there, medians of "
+            f"{span(medians, 0, ' %')} of it are regained, by quantizer."
+        )
+    return " ".join([*out, *([f"It comes back {listed(never)}."] if never else [])])
+
+
+def either(names: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def finding(found: Sequence[Record]) -> str:
     """The result in two sentences, for a page that nobody reads to the end."""
     if not found:
@@ -148,24 +177,51 @@ def _beta2s(found: Sequence[Record]) -> str:
 
 
 def usual_beta2(found: Sequence[Record], usual: float = BETA2) -> str:
-    """Whether the dead zone holds at AdamW's own β₂, in one sentence; empty without such runs.
+    """Whether text comes back at AdamW's own β₂, in one sentence; empty without such runs.
 
     Args:
         found: of the part that varies β₂.
         usual: AdamW's own.
     """
-    runs = [record for record in found if record.config["adam_beta2"] == usual]
-    table = why_verdict.outcomes(runs) if runs else pd.DataFrame()
-    dead = said(table[table["family"] == why_verdict.STILL]) if runs else table
+    dead = _dead(found, usual)
     if dead.empty:
         return ""
     back = int(dead["back"].astype(bool).sum())
-    leaks = f": steps may then be {largest_step(usual):.1f} learning rates long, and the dead zone leaks"
     return (
-        f"With AdamW's own β₂ of {usual:g}, at the same rate, text comes back in {back} of {len(dead)} outcomes of "
-        f"{counted(dead['run'].nunique(), 'run')} ({listed(sorted(set(dead['corpus'])))}, "
-        f"{counted(dead['seed'].nunique(), 'seed')}){'' if back else leaks}."
+        f"With AdamW's own β₂ of {usual:g}, at the same rate, text comes back in {back} "
+        f"of {len(dead)} outcomes of {counted(dead['run'].nunique(), 'run')} with weights stepped in bf16 "
+        f"({listed(sorted(set(dead['corpus'])))}, {counted(dead['seed'].nunique(), 'seed')})."
     )
+
+
+def second_moment(found: Sequence[Record], usual: float = BETA2) -> list[str]:
+    """What of the update is left at AdamW's own β₂, where text returned at the lower; none without both."""
+    dead, low = _dead(found, usual), _dead([r for r in found if r.config["adam_beta2"] != usual])
+    if dead.empty:
+        return []
+    out = [usual_beta2(found, usual)]
+    risen = [] if low.empty else [q for q, of in low.groupby("quantizer", sort=False) if of["back"].any()]
+    kept = [
+        f"{span(dead.loc[dead['quantizer'] == q, 'projection'], 2)} under {precision_label(q)} "
+        f"({span(low.loc[low['quantizer'] == q, 'projection'], 2)} at the lower β₂)"
+        for q in risen
+    ]
+    if kept:
+        out.append(f"Of the update the projection is {listed(kept)}.")
+    inside = span(dead["hidden"], 0, " %")
+    return [
+        *out,
+        f"The bound on a step is then {largest_step(usual):.1f} learning rates and the edge by it "
+        f"{span(dead['edge'], 4)}, under which {inside} of the movable weights are hidden; steps that are "
+        "mostly shorter would put it lower.",
+    ]
+
+
+def _dead(found: Sequence[Record], beta2: float | None = None) -> pd.DataFrame:
+    """Outcomes that are said of runs with a dead zone, at one β₂ or at all."""
+    runs = [record for record in found if beta2 is None or record.config["adam_beta2"] == beta2]
+    table = said(why_verdict.outcomes(runs)) if runs else pd.DataFrame({"family": []})
+    return table[table["family"] == why_verdict.STILL]
 
 
 def cause(found: Sequence[Record]) -> str:
@@ -250,6 +306,7 @@ def foreseen(found: Sequence[Record]) -> list[str]:
             f"{int((dead['predicted'].astype(bool) == returned).sum())} of {len(dead)} were right, and text came back "
             f"in {int(returned.sum())}."
         )
+    out += _outside(rows)
     if score["undecided"]:
         out.append(f"Another {score['undecided']} could not be scored, because the run missed the goal.")
     wrong = why_verdict.mistakes(found)
@@ -259,10 +316,24 @@ def foreseen(found: Sequence[Record]) -> list[str]:
     return out
 
 
+def _outside(rows: pd.DataFrame) -> list[str]:
+    """How many of the returns were foreseen, and whether "and nowhere else" stands; nothing where none came."""
+    back = rows[rows["back"].astype(bool)]
+    if back.empty:
+        return []
+    right = int(back["predicted"].astype(bool).sum())
+    told = f"{right} of the {counted(len(back), 'return')} {'was' if right == 1 else 'were'} foreseen"
+    if right < len(back):
+        return [f"{told}: that it comes back there and nowhere else is, as stated, wrong."]
+    return [f"{told}."]
+
+
 def equal_forgetting(found: Sequence[Record]) -> list[str]:
     """What was compared, and what of it is not equal: the first sentences of the verdict."""
     lines = why_verdict.sentences(found)
     at = next((i for i, line in enumerate(lines) if line.startswith("under ")), len(lines))
+    # Where every run did, the same number need not be read twice.
+    lines = [re.sub(r"^(\d+)( runs .*; )\1 reached", r"\1\2all reached", line) for line in lines]
     return [short(sentence(line)) for line in lines[:at]]
 
 
@@ -308,8 +379,8 @@ def mechanism(found: Sequence[Record]) -> dict[str, Any]:
 
     Returns:
         ``rows``: family, quantizer, half a step, percent of the movable weights that are hidden, percent of all that
-        crossed and that were expected to, and the projection: medians over runs. ``told``: sentences on the least and
-        greatest of single runs.
+        crossed and that were expected to, the projection, and the cosine: medians over runs. ``told``:
+        sentences on the least and greatest of single runs.
     """
     table = why_verdict.outcomes(found)
     table = table[table["reached"]]
@@ -318,12 +389,13 @@ def mechanism(found: Sequence[Record]) -> dict[str, Any]:
         of = table[table["family"] == family]
         if of.empty:
             continue
-        middle = of.groupby("quantizer")[["zero_bin", "hidden", "crossed", "predicted_crossed", "projection"]].median()
+        middle = of.groupby("quantizer")[MIDDLE].median()
         for i, quantizer in enumerate(why_verdict.finest_first(table)):
             if quantizer in middle.index:
-                zero_bin, hidden, crossed, expected, projection = middle.loc[quantizer]
+                zero_bin, hidden, crossed, expected, projection, cosine = middle.loc[quantizer]
                 inside = number(hidden, 0) if family == why_verdict.STILL else "–"
-                cells = [number(zero_bin, 4), inside, general(crossed), general(expected), number(projection, 2)]
+                left = [number(projection, 2), number(cosine, 2)]
+                cells = [number(zero_bin, 4), inside, general(crossed), general(expected), *left]
                 rows.append(["" if i else SHORT[family], precision_label(quantizer), *cells])
         told.append(
             f"{words}, {span(of['moved'])} % of the weights have moved in the end, {_between(of['crossed'])} % cross "
@@ -391,14 +463,8 @@ def elsewhere(found: Sequence[Record], compared: Sequence[Record] = (), quantize
     Returns:
         How many; which, with their shares; and what is regained of runs that missed the goal and are not counted.
     """
-    rows = []
-    known = {_trained(record) for record in compared}
-    for record in {_trained(record): record for record in found if _trained(record) not in known}.values():
-        table = why_verdict.outcomes([record])
-        rows += table[(table["quantizer"] == quantizer) & table["edge"].notna()].to_dict("records")
-    counted_in = [row for row in rows if row["back"] is not None]
+    counted_in, missed = _further(found, compared, quantizer)
     back = [row for row in counted_in if row["back"]]
-    missed = [row for row in rows if not row["reached"] and not math.isnan(row["text_regained"])]
     name = precision_label(quantizer)
     out = [
         f"Among {counted(len(counted_in), 'further run')} with a dead zone, at other rates or of models of other "
@@ -410,6 +476,40 @@ def elsewhere(found: Sequence[Record], compared: Sequence[Record] = (), quantize
         told = "; ".join(f"{_at_rate(row)}, from VerbMem {number(row['verbmem_bf16'], 0)} in bf16" for row in missed)
         out.append(f"Not counted, since the goal was missed, but measured: {told}.")
     return out
+
+
+def _further(found: Sequence[Record], compared: Sequence[Record], quantizer: str) -> tuple[list, list]:
+    """Rows of further runs with a dead zone that are counted, and those that missed the goal but were measured."""
+    rows = []
+    known = {_trained(record) for record in compared}
+    for record in {_trained(record): record for record in found if _trained(record) not in known}.values():
+        table = why_verdict.outcomes([record])
+        rows += table[(table["quantizer"] == quantizer) & table["edge"].notna()].to_dict("records")
+    missed = [row for row in rows if not row["reached"] and not math.isnan(row["text_regained"])]
+    return [row for row in rows if row["back"] is not None], missed
+
+
+def plain_groups(found: Sequence[Record], compared: Sequence[Record], quantizer: str = MAIN_GRID) -> str:
+    """Plain 4-bit groups in a sentence: runs that met the goal, of the comparison and beyond, and those that did not.
+
+    Args:
+        found, compared, quantizer: as of ``elsewhere``.
+    """
+    table = said(why_verdict.outcomes(compared))
+    inside = table[(table["family"] == why_verdict.STILL) & (table["quantizer"] == quantizer)]
+    beyond, missed = _further(found, compared, quantizer)
+    back = int(inside["back"].astype(bool).sum()) + sum(bool(row["back"]) for row in beyond)
+    out = (
+        f"Under plain {precision_label(quantizer)} it comes back in {back} of "
+        f"{counted(len(inside) + len(beyond), 'run')} with a dead zone, at these and other rates and sizes, that met "
+        "the goal"
+    )
+    if missed:
+        out += (
+            f"; in {len(missed)} that missed it, with VerbMem {span(row['verbmem_bf16'] for row in missed)} in bf16, "
+            f"{span((row['text_regained'] for row in missed), 0, ' %')} of the text is regained"
+        )
+    return f"{out}."
 
 
 def _at_rate(row: Mapping[str, Any]) -> str:
@@ -441,6 +541,7 @@ def dial(found: Sequence[Record]) -> list[str]:
         f"Of {len(rows)} pairs of rate and grid, text came back in {back.sum()}; the prediction was right in "
         f"{score['right']}, with {score['false_alarms']} false alarms and {score['missed']} missed."
     )
+    out += _outside(rows)
     wrong = rows[rows["predicted"].astype(bool) != back]
     if 0 < len(wrong) <= 6:
         told = "; ".join(
@@ -552,7 +653,7 @@ def sizes(found: Sequence[Record]) -> dict[str, list]:
     """Models of other width and depth, a run a row: how far weights had to move, and what came back.
 
     Returns:
-        ``heads`` and ``rows`` of a table; no row without a record.
+        ``heads`` and ``rows`` of a table; no row without a record. ``told``: sentences on it.
     """
     outcomes = [(models.sizes(record.config["scale"]), why_verdict.outcomes([record])) for record in found]
     bins: dict[str, float] = {}
@@ -570,8 +671,23 @@ def sizes(found: Sequence[Record]) -> dict[str, list]:
             str(int(first["steps"])), number(100 * first["update"], 1), number(first["verbmem_bf16"], 0),
             "yes" if first["reached"] else "no", *shares,
         ])  # fmt: skip
+    told = []
+    if outcomes:
+        every = pd.concat([table.assign(run=number) for number, (_, table) in enumerate(outcomes)])
+        for words, of in (("with", every[every["edge"].notna()]), ("without", every[every["edge"].isna()])):
+            met = of[of["reached"]].drop_duplicates("run")
+            if len(met):
+                back = said(of)[lambda known: known["back"].astype(bool)]
+                grids = [
+                    precision_label(name) for name in why_verdict.finest_first(of) if name in set(back["quantizer"])
+                ]
+                told.append(
+                    f"{len(met)} of {counted(of['run'].nunique(), 'run')} {words} a dead zone met the goal; forgetting "
+                    f"took updates of {span(100 * met['update'], 1)} % of the weights, and text comes back in "
+                    f"{back['run'].nunique()} of them{f' (under {either(grids)})' if grids else ''}."
+                )
     heads = ["Width × layers", "Arm", "Rate", "Steps", "Update (%)", "VerbMem", "Goal met"]
-    return {"heads": [*heads, *map(precision_label, quantizers)], "rows": rows}
+    return {"heads": [*heads, *map(precision_label, quantizers)], "rows": rows, "told": told}
 
 
 # --- Tables I and II, and what is published -----------------------------------------------------------------------
@@ -592,7 +708,7 @@ def returns(records: Sequence[Record], quantizers: Sequence[str]) -> list[str]:
     for arm, found in by_arm.items():
         goals = [goal for record in found if (goal := met(record)) is not None]
         told = f"{arm} ({counted(len(found), 'run')}"
-        told += f", of which {sum(goals) if sum(goals) < len(goals) else 'all'} met the goal)" if goals else ")"
+        told += f", {_all_or(sum(goals), len(goals))} met the goal)" if goals else ")"
         counts = {}
         for quantizer in quantizers:
             known = [r.extra["recovered"][quantizer]["recovers"] for r in found if quantizer in r.extra["recovered"]]
@@ -604,6 +720,11 @@ def returns(records: Sequence[Record], quantizers: Sequence[str]) -> list[str]:
             told += f": memory returns in {listed([*parts, *([f'none under {listed(others)}'] if others else [])])}"
         out.append(sentence(told if counts else f"{told}: not quantized"))
     return out
+
+
+def _all_or(some: int, many: int) -> str:
+    """``all``, or ``of which 3``."""
+    return "all" if some == many else f"of which {some}"
 
 
 def largest_rise(records: Sequence[Record], quantizer: str = MAIN_GRID, metric: str = "verbmem") -> str:
@@ -692,7 +813,7 @@ def grid(records: Sequence[Record], quantizer: str = MAIN_GRID) -> list[str]:
 
 
 def requests(records: Sequence[Record]) -> list[str]:
-    """Larger forget sets, and request after request: text, utility, and whether memory returns."""
+    """Larger forget sets, and request after request: rate and edge, text asked for and not, knowledge, and returns."""
     kinds = {"scal": "Scalability (nested sets)", "sust": "Sustainability (one request after another)"}
     out = []
     for kind, words in kinds.items():
@@ -706,22 +827,130 @@ def requests(records: Sequence[Record]) -> list[str]:
             documents = listed([str(record.extra["forget_set"]["documents"]) for record in found])
             scores = {
                 metric: series(r.scores["unlearned"]["bf16"][metric]["value"] for r in found)
-                for metric in ("verbmem", "utility")
+                for metric in ("knowmem", "utility")
                 if all(metric in r.scores["unlearned"]["bf16"] for r in found)
             }
-            told = listed([f"{METRICS[metric].rstrip(' ↓↑')} {values}" for metric, values in scores.items()])
+            told = [f"{METRICS[metric].rstrip(' ↓↑')} {values}" for metric, values in scores.items()]
             quantizers = list(dict.fromkeys(q for record in found for q in record.extra["recovered"]))
             back = {
                 q: sum(r.extra["recovered"][q]["recovers"]["recovers"] for r in found if q in r.extra["recovered"])
                 for q in quantizers
             }
-            risen = [f"{count} of {len(found)} under {precision_label(q)}" for q, count in back.items() if count]
-            returned = f"in {listed(risen)}" if risen else f"in none of {len(found)} under any quantizer"
-            out.append(
-                f"{words}, {', '.join(cell)}, after {documents} documents (seed "
-                f"{listed(sorted({r.config['seed'] for r in found}))}): {told} in bf16; memory returns {returned}."
-            )
+            risen = [f"{count or 'none'} of {len(found)} under {precision_label(q)}" for q, count in back.items()]
+            out += [
+                f"{words}, {', '.join(cell)}, after {documents} documents "
+                f"({_seeds(found)}; {_pace(found)}): {listed(_parts(found) + told)} "
+                f"in bf16.",
+                f"Memory returns in {listed(risen)}.",
+            ]
     return out or [NONE]
+
+
+def _seeds(found: Sequence[Record]) -> str:
+    """``seed 0``, or ``seeds 0, 1 and 2``."""
+    seeds = sorted({record.config["seed"] for record in found})
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
+
+
+def _parts(found: Sequence[Record]) -> list[str]:
+    """VerbMem in bf16 of the passages that were asked for, and of those that are not asked for yet."""
+    told = {"forgotten": "of what was asked for", "remaining": "of what was not asked for yet"}
+    out = []
+    for part, words in told.items():
+        scores = [record.extra["parts"]["unlearned"]["bf16"].get(part) for record in found]
+        if values := [score["value"] for score in scores if score]:
+            out.append(f"VerbMem {words} {series(values)}")
+    return out
+
+
+def _pace(found: Sequence[Record]) -> str:
+    """Rate, edge, epochs and goal of runs, where they say them."""
+    configs = [record.config for record in found]
+    rates = sorted({config["learning_rate"] for config in configs if "learning_rate" in config})
+    told = []
+    if rates:
+        times = [number(rate / MINI[configs[0]["adapter"]][0], 1).removesuffix(".0") for rate in rates]
+        told.append(f"rate {listed([general(rate, 3) for rate in rates])}, {listed(times)} times the usual")
+    edges = {edge for config in configs if (edge := edge_of(config))}
+    told += [f"edge {listed([general(edge) for edge in sorted(edges)])}"] if edges else []
+    epochs = sorted({config["epochs"] for config in configs if "epochs" in config})
+    told += [f"{listed(epochs)} epochs"] if epochs else []
+    goals = {config.get("forget_goal") for config in configs} - {None}
+    return ", ".join([*told, f"goal {listed(sorted(goals))}" if goals else "no goal"])
+
+
+def edge_of(config: Mapping[str, Any]) -> float | None:
+    """The edge of a configuration's dead zone by the bound on a step; ``None`` where there is none, or no rate."""
+    stepped = config.get("adapter") == "full" and config.get("weights") == "bf16"
+    if not stepped or config.get("rounding", "nearest") != "nearest" or not config.get("learning_rate"):
+        return None
+    return movable_below(largest_step(config.get("adam_beta2") or BETA2) * config["learning_rate"])
+
+
+# --- settings and coverage -------------------------------------------------------------------------------------------
+
+
+def part_settings(parts: Mapping[str, Sequence[Record]]) -> dict[str, list]:
+    """What the runs of each part were given: ``heads`` and ``rows`` of a table, those without a record left out."""
+    rows = []
+    for part, found in parts.items():
+        if not found:
+            continue
+        configs = [record.config for record in found]
+
+        def values(field: str, configs: Sequence[Mapping[str, Any]] = configs) -> str:
+            known = list(dict.fromkeys(config.get(field) for config in configs))
+            return ", ".join(
+                "none" if value is None else general(value, 3) if isinstance(value, float) else str(value)
+                for value in (sorted(known) if all(isinstance(value, int | float) for value in known) else known)
+            )
+
+        methods = ", ".join(dict.fromkeys(method_title(config["method"]) for config in configs))
+        arms = "; ".join(dict.fromkeys(arm_name(config) for config in configs))
+        fields = [values(field) for field in ("learning_rate", "retain_weight", "adam_beta2", "epochs", "forget_goal")]
+        rows.append([part, values("corpus"), methods, arms, *fields, values("seed"), str(len(found))])
+    heads = ["Part", "Corpus", "Method", "Arms", "Rate", "λ", "β₂", "Epochs", "Goal (%)", "Seed", "Runs"]
+    return {"heads": heads, "rows": rows}
+
+
+def coverage(one: Sequence[Record], two: Sequence[Record]) -> str:
+    """Which corpora and methods the first two tables have, since it is not all of each."""
+
+    def by_corpus(found: Sequence[Record]) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for record in found:
+            methods, method = out.setdefault(record.config["corpus"], []), method_title(record.config["method"])
+            methods += [] if method in methods else [method]
+        return out
+
+    told = [
+        f"{name} has {listed([f'{listed(methods)} on {corpus}' for corpus, methods in by_corpus(found).items()])}"
+        for name, found in (("the first table", one), ("the second", two))
+    ]
+    return sentence(f"{told[0]}; {told[1]}")
+
+
+def attempts(tried: Sequence[Mapping[str, Any]], hopeless: float) -> str:
+    """When an attempt at a rate was given up, and how many steps it could have taken."""
+    most = sorted({attempt["at_most"] for attempt in tried})
+    looks = sorted({attempt["looked_every"] for attempt in tried})
+    return (
+        "An attempt ends where the goal is met, or is given up half way if VerbMem is then over "
+        f"{general(hopeless)} %. It had {either([str(steps) for steps in most])} steps at most, with a look every "
+        f"{either([str(steps) for steps in looks])}."
+    )
+
+
+def measured(records: Sequence[Record], metric: str) -> str:
+    """``48 of 66 runs``: how many have a score."""
+    known = [metric in record.scores["unlearned"]["bf16"] for record in records]
+    return f"{sum(known)} of {counted(len(known), 'run')}"
+
+
+def whose(records: Sequence[Record]) -> str:
+    """``GA+KLR on books``: method and corpus under a figure."""
+    methods = dict.fromkeys(method_title(record.config["method"]) for record in records)
+    return f"{', '.join(methods)} on {', '.join(dict.fromkeys(record.config['corpus'] for record in records))}:"
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------
@@ -750,11 +979,12 @@ def kernel(found: Sequence[Mapping[str, Any]], ranks: Sequence[int] = (16, 64)) 
                 f"{there['ours']['ms']:.1f}", f"{100 * result['share_of_ceiling']:.0f} % ({BINDS.get(binds, binds)})",
                 *(kernel_record.ratio(there[name]).replace("x [", " [") if name in there else "–" for name in names),
             ])  # fmt: skip
+    of_rank = listed(list(dict.fromkeys(row[2] for row in rows)))
     told = [f"{span(values, 1)} times that of {names[name]}" for name, values in ratios.items() if values]
     return {
         "heads": ["Machine", "Matrix", "Rank", "ms", "Of the ceiling", *names.values()],
         "rows": rows,
-        "told": f"Its speed is {listed(told)}, over {counted(len(rows), 'case')}." if told else NONE,
+        "told": f"Its speed is {listed(told)}, over {counted(len(rows), 'case')} of rank {of_rank}." if told else NONE,
     }
 
 
