@@ -285,6 +285,8 @@ def _protocol(records: Sequence[Record]) -> dict[str, list]:
     """Rates, λ, edge and steps of each method and arm, as a table."""
     table = why_verdict.protocol_table(records).reset_index()
     table["method"] = table["method"].map(method_title)
+    rates = table["learning rate"].str.split(", ")
+    table["learning rate"] = rates.map(lambda found: ", ".join(general(float(rate), 3) for rate in found))
     heads = [head[:1].upper() + head[1:] if head.isascii() else head for head in table.columns]  # no capital λ
     return {"heads": heads, "rows": table.astype(str).to_numpy().tolist()}
 

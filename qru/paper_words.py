@@ -890,6 +890,9 @@ def edge_of(config: Mapping[str, Any]) -> float | None:
 # --- settings and coverage -------------------------------------------------------------------------------------------
 
 
+VARIED = {"lora_rank": "rank", "lora_alpha": "α", "lora_targets": "layers", "scale": "size"}
+
+
 def part_settings(parts: Mapping[str, Sequence[Record]]) -> dict[str, list]:
     """What the runs of each part were given: ``heads`` and ``rows`` of a table, those without a record left out."""
     rows = []
@@ -908,8 +911,12 @@ def part_settings(parts: Mapping[str, Sequence[Record]]) -> dict[str, list]:
         methods = ", ".join(dict.fromkeys(method_title(config["method"]) for config in configs))
         arms = "; ".join(dict.fromkeys(arm_name(config) for config in configs))
         fields = [values(field) for field in ("learning_rate", "retain_weight", "adam_beta2", "epochs", "forget_goal")]
-        rows.append([part, values("corpus"), methods, arms, *fields, values("seed"), str(len(found))])
-    heads = ["Part", "Corpus", "Method", "Arms", "Rate", "λ", "β₂", "Epochs", "Goal (%)", "Seed", "Runs"]
+        varied = [f"{words} {values(field)}" for field, words in VARIED.items() if ", " in values(field)]
+        grids = dict.fromkeys(precision_label(name) for config in configs for name in config["quantizers"])
+        ends = [values("seed"), "; ".join(varied) or "–", ", ".join(grids), str(len(found))]
+        rows.append([part, values("corpus"), methods, arms, *fields, *ends])
+    heads = ["Part", "Corpus", "Method", "Arms", "Rate", "λ", "β₂", "Epochs", "Goal (%)", "Seed", "Varied, too"]
+    heads += ["Quantizers", "Runs"]
     return {"heads": heads, "rows": rows}
 
 

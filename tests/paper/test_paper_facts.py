@@ -146,9 +146,12 @@ def test_coverage_names_what_each_corpus_has():
 
 
 def test_parts_say_what_they_were_given():
-    table = paper_words.part_settings({"one": [why_record(BF16), why_record(BF16, seed=1)], "none": []})
+    found = [why_record(LORA, lora_alpha=16.0), why_record(LORA, seed=1)]
+    table = paper_words.part_settings({"one": found, "none": []})
     (row,) = (dict(zip(table["heads"], row, strict=True)) for row in table["rows"])
     assert (row["Part"], row["Rate"], row["Seed"], row["Runs"]) == ("one", "1.3e−5", "0, 1", "2")
+    assert (row["Varied, too"], row["Goal (%)"]) == ("α 16, 64", "25")
+    assert row["Quantizers"] == "int8 g128, int4 g128, int4 tensor, int3 g128"
 
 
 @pytest.mark.parametrize(
