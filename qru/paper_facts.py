@@ -141,7 +141,9 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "coverage": paper_words.coverage(one, two),
         "privleak": paper_words.measured(two, "privleak"),
         "settings": {"tables": settings(tabled), "why": settings(compared),
-                     "parts": paper_words.part_settings(_named(parts) | {"LoRA's grid": grid} | _by_kind(requests))},
+                     "parts": paper_words.part_settings(
+                         _named(parts) | {"LoRA's grid": grid} | _by_kind(requests), compared[0].config["quantizers"]
+                     )},
         "protocol": _protocol(compared),
         "tried": _tried(),
         "attempts": paper_words.attempts(read_json(why_records.KEPT.parent / "choice.json")["tried"], choose.HOPELESS),

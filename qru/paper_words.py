@@ -893,8 +893,13 @@ def edge_of(config: Mapping[str, Any]) -> float | None:
 VARIED = {"lora_rank": "rank", "lora_alpha": "α", "lora_targets": "layers", "scale": "size"}
 
 
-def part_settings(parts: Mapping[str, Sequence[Record]]) -> dict[str, list]:
-    """What the runs of each part were given: ``heads`` and ``rows`` of a table, those without a record left out."""
+def part_settings(parts: Mapping[str, Sequence[Record]], usual: Sequence[str] = ()) -> dict[str, list]:
+    """What the runs of each part were given: ``heads`` and ``rows`` of a table, those without a record left out.
+
+    Args:
+        parts: name -> records.
+        usual: quantizers that are not listed anew.
+    """
     rows = []
     for part, found in parts.items():
         if not found:
@@ -913,7 +918,8 @@ def part_settings(parts: Mapping[str, Sequence[Record]]) -> dict[str, list]:
         fields = [values(field) for field in ("learning_rate", "retain_weight", "adam_beta2", "epochs", "forget_goal")]
         varied = [f"{words} {values(field)}" for field, words in VARIED.items() if ", " in values(field)]
         grids = dict.fromkeys(precision_label(name) for config in configs for name in config["quantizers"])
-        ends = [values("seed"), "; ".join(varied) or "–", ", ".join(grids), str(len(found))]
+        told = "as compared" if list(grids) == [precision_label(name) for name in usual] else ", ".join(grids)
+        ends = [values("seed"), "; ".join(varied) or "–", told, str(len(found))]
         rows.append([part, values("corpus"), methods, arms, *fields, *ends])
     heads = ["Part", "Corpus", "Method", "Arms", "Rate", "λ", "β₂", "Epochs", "Goal (%)", "Seed", "Varied, too"]
     heads += ["Quantizers", "Runs"]

@@ -152,6 +152,8 @@ def test_parts_say_what_they_were_given():
     assert (row["Part"], row["Rate"], row["Seed"], row["Runs"]) == ("one", "1.3e−5", "0, 1", "2")
     assert (row["Varied, too"], row["Goal (%)"]) == ("α 16, 64", "25")
     assert row["Quantizers"] == "int8 g128, int4 g128, int4 tensor, int3 g128"
+    usual = paper_words.part_settings({"one": found}, found[0].config["quantizers"])["rows"][0]
+    assert usual[table["heads"].index("Quantizers")] == "as compared"
 
 
 @pytest.mark.parametrize(
