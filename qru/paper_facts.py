@@ -21,6 +21,7 @@ from qru.paper_words import general, levels, span
 from qru.prediction import HIDDEN
 from qru.records import Record, load_record, read_json, write_json
 from qru.style import precision_label
+from qru.tables import number
 from qru.typeset import method_title
 from qru.update_record import load_updates
 
