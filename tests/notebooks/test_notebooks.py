@@ -41,7 +41,13 @@ def is_parameters(cell) -> bool:
 def papermill(home: Path, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", *map(str, arguments)]
     environment = os.environ | {"QRU_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    run = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
+    try:
+        return subprocess.run(command, timeout=300, **run)
+    except subprocess.TimeoutExpired:
+        # Seen twice in some forty runs of this suite, always with 00_tour and never alone: its kernel waits for ever.
+        # Not explained. A notebook that hangs each time fails here, too.
+        return subprocess.run(command, timeout=300, **run)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
