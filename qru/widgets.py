@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import ipywidgets
 import torch
-from IPython.display import display
 
 from qru import figures, models, movement
 from qru.compress import audit
@@ -41,9 +41,18 @@ def crossing_sliders(
         ),
     }
 
-    def show(bits: int, group: str) -> None:
-        spec = QuantSpec.parse(f"rtn-int{bits}-{group}")
-        reports = {label: {spec.name: audit(*pair, spec)} for label, pair in weights.items()}
-        display(figures.crossings(reports, spec.name))
+    # A picture of our own, not ipywidgets' Output: a front end answers an Output on the very socket on which nbclient
+    # waits for the cell's end, and now and then (pyzmq's edge-triggered events) it then waits for ever.
+    picture = ipywidgets.Image(format="png")
 
-    return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), ipywidgets.interactive_output(show, sliders)])
+    def show(_: object = None) -> None:
+        spec = QuantSpec.parse(f"rtn-int{sliders['bits'].value}-{sliders['group'].value}")
+        reports = {label: {spec.name: audit(*pair, spec)} for label, pair in weights.items()}
+        drawn = io.BytesIO()
+        figures.crossings(reports, spec.name).savefig(drawn, bbox_inches="tight")
+        picture.value = drawn.getvalue()
+
+    for slider in sliders.values():
+        slider.observe(show, names="value")
+    show()
+    return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), picture])
