@@ -43,7 +43,7 @@ def crossing_sliders(
 
     # A picture of our own, not ipywidgets' Output: a front end answers an Output on the very socket on which nbclient
     # waits for the cell's end, and now and then (pyzmq's edge-triggered events) it then waits for ever.
-    picture = ipywidgets.Image(format="png")
+    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="1000px"))
 
     def show(_: object = None) -> None:
         spec = QuantSpec.parse(f"rtn-int{sliders['bits'].value}-{sliders['group'].value}")
