@@ -299,7 +299,7 @@ def _tried() -> list[list[str]]:
     table = why_records.choice_table()
     return [
         [row["corpus"], method_title(row["method"]), str(row["adapter"]), general(row["learning_rate"], 3),
-         f"{row['retain_weight']:g}", str(row["steps"]), number(row["verbmem"], 0)]
+         f"{row['retain_weight']:g}", str(row["steps"]), number(row["left"], 0)]
         for _, row in table.iterrows()
     ]  # fmt: skip
 

@@ -240,9 +240,13 @@ def _place(path: Path) -> str:
 
 
 def choice_table() -> pd.DataFrame:
-    """Every attempt at a learning rate and λ, in the order they were made, and how far VerbMem (percent) came."""
+    """Every attempt at a learning rate and λ, in the order they were made.
+
+    ``left`` is VerbMem at its end, or the forget accuracy of labelled texts (percent, stopping half).
+    """
     tried = records.read_json(KEPT.parent / "choice.json")["tried"]
-    return pd.DataFrame(tried)[["corpus", "method", "adapter", "learning_rate", "retain_weight", "steps", "verbmem"]]
+    rows = [one | {"left": one.get("verbmem", one.get("forget_accuracy"))} for one in tried]
+    return pd.DataFrame(rows)[["corpus", "method", "adapter", "learning_rate", "retain_weight", "steps", "left"]]
 
 
 # --- tables of the other parts ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 
 from qru import choose, pipeline, records, why, why_records, why_verdict
 from qru.config import RunConfig
-from qru.defaults import GOAL, resolve
+from qru.defaults import resolve
 from tests.notebooks.test_notebooks import ROOT
 from tests.synthetic import why_record
 
@@ -423,9 +423,9 @@ def test_the_notebook_names_every_arm():
 def test_the_rates_are_those_of_the_last_attempts_on_record():
     found = records.read_json(why_records.KEPT.parent / "choice.json")
     last = {(t["corpus"], t["method"], t["adapter"]): t for t in found["tried"]}
-    assert set(last) == {(c, m, a) for c in choose.SEARCHED for m in choose.SEARCHED[c] for a in choose.RATES}
+    assert set(last) == set(choose.cells(list(choose.SEARCHED)))
     for (corpus, method, adapter), attempt in last.items():
-        assert attempt["verbmem"] <= GOAL
         taken = resolve(RunConfig(corpus=corpus, method=method, adapter=adapter))
+        assert attempt[taken.goal_metrics[0]] <= taken.forget_goal
         assert (taken.learning_rate, taken.retain_weight) == (attempt["learning_rate"], attempt["retain_weight"])
     assert found["seed"] not in why.SEEDS
