@@ -182,10 +182,11 @@ def title(record: dict[str, Any]) -> str:
 
 
 def machine(record: dict[str, Any]) -> str:
-    """Where it was measured, in a few words."""
+    """Where it was measured, and whether the input had to come from the disk, in a few words."""
     threads, source = record["config"]["threads"], record["provenance"]
+    cache = "warm" if record["config"].get("warm") else "cold"
     isa = source["kernel"].get("isa", "no kernel")
-    return f"{threads} thread{'s' * (threads != 1)} of {source['hardware']['processor']} ({isa})"
+    return f"{threads} thread{'s' * (threads != 1)} of {source['hardware']['processor']} ({isa}), {cache} page cache"
 
 
 def origin(record: dict[str, Any]) -> str:
@@ -209,7 +210,7 @@ def summary(record: dict[str, Any]) -> str:
     config, results = record["config"], in_order(record)
     head = ["", "seconds", "times ours [95 %]", "own memory, MB", "resident, MB"]
     said = [
-        f"{title(record)}, on {machine(record)}; medians of {config['rounds']} rounds from a cold page cache, "
+        f"{title(record)}, on {machine(record)}; medians of {config['rounds']} rounds, "
         f"largest memory; {origin(record)}.",
         "",
         "| " + " | ".join(head) + " |",
