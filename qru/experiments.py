@@ -28,7 +28,7 @@ GRIDS = ("core", "full")
 KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".svg"))}
 DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
 TOP = ("defaults", "corpora", "experiments", "artefacts")
-EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "only", "alone")
+EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "again", "only", "alone")
 ARTEFACT = ("why", "experiments", "parameters", "reads")
 
 
@@ -146,7 +146,7 @@ def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
             continue
         if "records" in entry:
             shown[name][1].append(entry["records"])
-            if not (fresh and scale == "mini"):
+            if not (fresh and scale == "mini" and entry.get("again", grid) == grid):
                 continue
         else:
             shown[name][0].extend(cell.name for cell in found)
@@ -272,6 +272,8 @@ def _cells(
     """An experiment's runs, all of them checked; at smoke one, that it names or the first."""
     if "grid" in entry:
         choice("grid", entry["grid"], GRIDS)
+    if "again" in entry:
+        choice("again", entry["again"], GRIDS)
     if "only" in entry:
         if "records" not in entry:
             raise ValueError("only: chooses among committed records, and it has no records:.")
