@@ -28,7 +28,9 @@ GRIDS = ("core", "full")
 KINDS = {"table": ("tables", (".typ", ".tex")), "fig": ("figures", (".pdf", ".svg"))}
 DRAWING = ("style", "tables", "typeset")  # what every artefact is drawn by, whether or not its notebook names it
 TOP = ("defaults", "corpora", "experiments", "artefacts")
-EXPERIMENT = ("why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "again", "only", "alone")
+EXPERIMENT = (
+    "why", "grid", "each", "slices", "full", "smoke", "layers", "notebook", "records", "again", "only", "alone",
+)  # fmt: skip
 ARTEFACT = ("why", "experiments", "parameters", "reads")
 
 
