@@ -21,7 +21,7 @@ from qru import paths
 SECTIONS = ("config", "scores", "crossings", "cost", "provenance")
 # What a slim record keeps: examples of these metrics, which recovered shares are made of, and of a layer these counts.
 EXAMPLES = frozenset({"verbmem", "knowmem", "forget_accuracy"})
-LAYER = ("weights", "moved", "crossed", "changed", "predicted", "projection", "cosine")
+LAYER = ("weights", "moved", "crossed", "changed", "predicted", "sum_dw2", "projection", "cosine")
 MORE = ("recovered", "verdict", "history", "prediction", "forget_set", "parts")  # no text of examples
 
 
