@@ -39,7 +39,7 @@ SEED = 1000
 SEARCHED = {
     "books": ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr"),
     "news": ("ga_klr", "npo_klr"),
-    "tweets": ("ga_gdr", "npo_gdr"),
+    "tweets": ("ga_gdr",),
 }
 COMPARED = {"books": ("simnpo_gdr", "rmu_actr", "dpo_gdr", "idkdpo_gdr")}
 HOPELESS = 90.0  # percent, of what is to be forgotten, half way
