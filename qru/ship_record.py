@@ -171,6 +171,17 @@ def lines(record: dict[str, Any]) -> list[str]:
     return found + [f"missing: {NAMES[name]}: {why}" for name, why in record["missing"].items()]
 
 
+def aims(record: dict[str, Any]) -> str:
+    """How many goals are met, and every other one with what was measured, in one sentence."""
+    found = goals(record)
+    missed = [
+        f"{goal.verdict}: {goal.text}: {goal.value:.3g} [{goal.low:.3g}, {goal.high:.3g}]"
+        for goal in found
+        if goal.verdict != MET
+    ]
+    return "; ".join([f"{len(found) - len(missed)} of {len(found)} aims met", *missed]) + "."
+
+
 def title(record: dict[str, Any]) -> str:
     """What was shipped, in a few words."""
     config = record["config"]
@@ -206,7 +217,7 @@ def origin(record: dict[str, Any]) -> str:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """A Markdown paragraph, a table of contestants, and the goals."""
+    """A Markdown paragraph, a table of contestants, and which goals are not met."""
     config, results = record["config"], in_order(record)
     head = ["", "seconds", "times ours [95 %]", "own memory, MB", "resident, MB"]
     said = [
@@ -223,4 +234,4 @@ def summary(record: dict[str, Any]) -> str:
             f"{max(found['peak_mb']):,.0f}", f"{max(found['resident_mb']):,.0f}",
         ]  # fmt: skip
         said.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*said, "", *(f"- {text}" for text in lines(record))])
+    return "\n".join([*said, "", aims(record)])
