@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from qru.quantizers import activations_of, load_quantizer
 from qru.transforms import Transform
 
 UNQUANTIZED = "bf16"
+# What a certificate measures: of these, what the corpus has. All are means over examples of values in [0, 1].
+FORGET = ("verbmem", "knowmem", "forget_accuracy")
+UTILITY = ("utility", "retain_accuracy")
 
 
 class Setting(NamedTuple):
@@ -67,7 +71,8 @@ def measure_all(cells: list[Cell], setting: Setting, progress: bool) -> list[tup
 @contextlib.contextmanager
 def _bar(done: Path, total: int, progress: bool) -> Iterator[None]:
     """A bar over cells that other processes finish; each adds a byte to the file ``done``."""
-    with tqdm(total=total, unit="cell", desc="certify", disable=not progress, smoothing=0.1) as bar:
+    shown = {"file": sys.__stderr__, "mininterval": 1.0, "disable": not progress}  # papermill keeps a notebook's own
+    with tqdm(total=total, unit="cell", desc="certify", smoothing=0.1, **shown) as bar:
         over = threading.Event()
 
         def look() -> None:
@@ -118,6 +123,20 @@ def measure(cell: Cell, setting: Setting, done: Path | None = None) -> tuple[str
         with open(done, "ab") as file:
             file.write(b".")
     return weights, found
+
+
+def keep(model: torch.nn.Module, tokenizer, cell: Cell, setting: Setting, scores: dict[str, list[float]]) -> None:
+    """Put scores that a run made of a cell where ``measure`` looks for them: under the bits that they are of.
+
+    Args:
+        model: as it was scored.
+        scores: metric -> scores of the examples that ``setting`` names; what no certificate asks for is left out.
+    """
+    weights = weights_digest(model)
+    for name in (*FORGET, *UTILITY):
+        if name in scores:
+            file = _scores_file(weights, name, cell, setting, Transform.parse(cell.transform), tokenizer)
+            records.write_json(file, scores[name])
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -26,7 +26,8 @@ one model is shipped. Nothing is said of seeds that are not there.
     issued             UTC, to the second;  level 0.95;  forget_ceiling in points;  utility_floor, a share
     worst_excess, least_utility       the decisive bounds: the largest upper (points), the smallest lower (a share)
     worst, least       the cells that they are of, as in ``cells``, with ``metric``
-    declared           quantizers, transforms (name -> words), seeds, metrics {"forget": […], "utility": […]}
+    declared           quantizers, transforms (name -> words), seeds, metrics {"forget": […], "utility": […],
+                       "left_out": those of forgetting that the corpus has, and of which nothing is said}
     examples           metric -> how many examples; relearning has its own
     cells              run, seed, transform, quantizer, weights and retrained_weights (SHA-256 over deployed values),
                        forget {metric: unlearned, retrained (percent), excess, upper (points), n, holds},
@@ -49,21 +50,31 @@ from typing import Any
 
 from qru import checkpoint, forget_sets, inputs, models, paths, records, scoring, transforms
 from qru.bounds import LEVEL, least_upper, lower_share, upper_mean
-from qru.cells import UNQUANTIZED, Cell, Setting, measure_all
+from qru.cells import FORGET, UNQUANTIZED, UTILITY, Cell, Setting, measure_all
 from qru.config import MEASURING, WHOLE, RunConfig, digest, names_of, number
 from qru.corpora import Corpus
 from qru.metrics import direction
 from qru.records import Record
+from qru.registry import unknown
 from qru.transforms import Transform
 
-# What is measured, named here alone: of these, what the corpus has. All are means over examples of values in [0, 1].
-FORGET = ("verbmem", "knowmem", "forget_accuracy")
-UTILITY = ("utility", "retain_accuracy")
 RELEARNED = ("verbmem", "forget_accuracy")  # their examples are texts, so that others than the relearned are known
 
 FORGET_CEILING = 10.0  # ours: the rise of VerbMem from which on we say that text comes back
 UTILITY_FLOOR = 0.8  # ours
 HOLDS, DOES_NOT, REFUSED = "holds", "does not hold", "refused"
+# What each metric of forgetting is about, how it asks, and what is not said without it.
+ABOUT = {"verbmem": "text", "knowmem": "knowledge", "forget_accuracy": "labels"}
+ASKING = {
+    "verbmem": "passages to continue word for word, answered by the most likely words",
+    "knowmem": "direct questions, answered by the most likely words",
+    "forget_accuracy": "texts to label, answered by the most likely label",
+}
+WITHOUT = {
+    "verbmem": "VerbMem was left out: nothing is said of the text itself, word for word.",
+    "knowmem": "KnowMem was left out: nothing is said of knowledge in other words.",
+    "forget_accuracy": "Forget accuracy was left out: nothing is said of labels.",
+}
 
 
 def certify(
@@ -73,6 +84,7 @@ def certify(
     utility_floor: float = UTILITY_FLOOR,
     transforms: Sequence[str] | str | None = None,
     progress: bool = True,
+    metrics: Sequence[str] | str | None = None,
 ) -> dict[str, Any]:
     """Measure the worst case over quantizers, seeds and transforms, and bind it to the weights it was measured on.
 
@@ -83,6 +95,8 @@ def certify(
         utility_floor: share of the target's utility in bf16 that must be left, over 0, up to 1.
         transforms: names as in ``qru.transforms``; ``None``: all of its examples that the corpus has data for.
         progress: show a bar with the time that is left.
+        metrics: of forgetting, out of ``qru.cells.FORGET``; ``None``: all that the corpus has. Of what is left out
+            nothing is said, and the certificate says so. Utility is always measured.
 
     Returns:
         The certificate, as above. Scores are kept by the digest of the weights they are of: what was scored before, by
@@ -94,16 +108,14 @@ def certify(
     """
     _check_range(forget_ceiling, utility_floor)
     runs = _runs(record)
-    config, found = _inputs(runs, quantizers, transforms)
+    config, found = _inputs(_settings(runs[0]), quantizers, transforms)
+    forgotten, useful, positions = _metrics(config, found.corpus, metrics)
+    wanted = _transforms(transforms, forgotten)
+    passages, others = _relearning(found.corpus, config, wanted, forgotten, positions)
     made = found.models()
     _check_origins(runs, found.corpus, made)
     names = [UNQUANTIZED, *config.quantizers]
-    wanted = _transforms(transforms, found.corpus)
-    forgotten, useful, positions = _metrics(config, found.corpus)
-    setting = _with_relearning(
-        Setting(found.corpus, made.tokenizer, config.scale, config.chat_template, positions, [], []),
-        config, wanted, forgotten,
-    )  # fmt: skip
+    setting = Setting(found.corpus, made.tokenizer, config.scale, config.chat_template, positions, passages, others)
 
     folders = {run.run: run.path.parent / "model" for run in runs}
     bound = bound_to(made, runs)
@@ -124,7 +136,9 @@ def certify(
         for transform in wanted
         for name in names
     ]
-    said = _judged(rows, names, wanted, runs, forget_ceiling, utility_floor)
+    left_out = [name for name in FORGET if name in found.corpus.measurable and name not in forgotten]
+    unsaid = _unsaid(left_out, forgotten)
+    said = _judged(rows, names, wanted, runs, forget_ceiling, utility_floor, forgotten, unsaid)
     out = {
         "certificate": 1,
         **said,
@@ -136,7 +150,7 @@ def certify(
             "quantizers": names,
             "transforms": {transform.name: transform.words for transform in wanted},
             "seeds": [run.config["seed"] for run in runs],
-            "metrics": {"forget": list(forgotten), "utility": list(useful)},
+            "metrics": {"forget": list(forgotten), "utility": list(useful), "left_out": left_out},
         },
         "examples": {n: one["n"] for kind in ("forget", "utility") for n, one in rows[0][kind].items()},
         "cells": rows,
@@ -144,11 +158,36 @@ def certify(
         "configuration": _same(runs[0]),
         "corpus": found.corpus.fingerprint,
         "distinct": len({weights for weights, _ in measured.values()}),
-        "limits": _limits(rows, runs, wanted, setting),
-        "command": _command(runs, config.quantizers, wanted, forget_ceiling, utility_floor),
+        "limits": unsaid + _limits(rows, runs, wanted, setting, forgotten),
+        "command": _command(runs, config.quantizers, wanted, forgotten, forget_ceiling, utility_floor),
         "provenance": records.provenance(),
     }
+    return sealed(out)
+
+
+def sealed(certificate: dict[str, Any]) -> dict[str, Any]:
+    """A certificate with the digest of what it says now."""
+    out = {key: value for key, value in certificate.items() if key != "digest"}
     return out | {"digest": digest(out)}
+
+
+def check(
+    config: RunConfig,
+    quantizers: Sequence[str] | str | None = None,
+    forget_ceiling: float = FORGET_CEILING,
+    utility_floor: float = UTILITY_FLOOR,
+    transforms: Sequence[str] | str | None = None,
+    metrics: Sequence[str] | str | None = None,
+) -> None:
+    """Refuse what ``certify`` would refuse of runs of a configuration, before they are made.
+
+    Raises:
+        ValueError: as there.
+    """
+    _check_range(forget_ceiling, utility_floor)
+    config, found = _inputs(config, quantizers, transforms)
+    forgotten, _, positions = _metrics(config, found.corpus, metrics)
+    _relearning(found.corpus, config, _transforms(transforms, forgotten), forgotten, positions)
 
 
 # --- what is asked for, checked before any work -----------------------------------------------------------------
@@ -197,12 +236,12 @@ def _runs(record: Record | Path | str | Sequence[Record | Path | str]) -> list[R
 
 
 def run_folder(name: Path | str) -> Path:
-    """A run's folder, also by its name alone or by its record."""
+    """A run's folder, also by its name alone, by its record, or from the root, wherever the working directory is."""
     path = Path(name).expanduser()
     if path.name == "record.json":
         return path.parent
-    inside = paths.runs_dir() / path
-    return inside if not path.exists() and len(path.parts) == 1 and inside.is_dir() else path
+    inside = (paths.runs_dir() if len(path.parts) == 1 else paths.root()) / path
+    return inside if not path.exists() and inside.is_dir() else path
 
 
 def _settings(run: Record) -> RunConfig:
@@ -219,9 +258,8 @@ def _origins(run: Record) -> dict[str, Any]:
     return {role: run.provenance["models"].get(role) for role in ("target", "retrained")}
 
 
-def _inputs(runs: list[Record], quantizers, wanted) -> tuple[RunConfig, inputs.Inputs]:
+def _inputs(config: RunConfig, quantizers, wanted) -> tuple[RunConfig, inputs.Inputs]:
     """The configuration with the quantizers under test, and what it refers to; every name held against every layer."""
-    config = _settings(runs[0])
     names = config.quantizers if quantizers is None else names_of("quantizers", quantizers)
     names = tuple(name for name in names if name != UNQUANTIZED)
     if not names:
@@ -244,11 +282,11 @@ def _check_origins(runs: list[Record], corpus: Corpus, made: models.Checkpoints)
                 )
 
 
-def _transforms(names: Sequence[str] | str | None, corpus: Corpus) -> list[Transform]:
+def _transforms(names: Sequence[str] | str | None, forgotten: Sequence[str]) -> list[Transform]:
     found = [
         Transform.parse(name) for name in (transforms.EXAMPLES if names is None else names_of("transforms", names))
     ]
-    if names is None and not set(RELEARNED) & set(corpus.measurable):
+    if names is None and not set(RELEARNED) & set(forgotten):
         found = [one for one in found if not one.steps]
     if not any(not one.steps for one in found):
         raise ValueError(
@@ -260,8 +298,10 @@ def _transforms(names: Sequence[str] | str | None, corpus: Corpus) -> list[Trans
     return found
 
 
-def _metrics(config: RunConfig, corpus: Corpus) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, list[int]]]:
-    """Metrics of forgetting and of utility that the corpus has, and the positions of the examples to score.
+def _metrics(
+    config: RunConfig, corpus: Corpus, wanted: Sequence[str] | str | None
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, list[int]]]:
+    """Metrics of forgetting that are wanted, of utility that the corpus has, and positions of the examples to score.
 
     Where a stopping rule looked at half of the examples, the other half is scored, as it is reported.
     """
@@ -278,27 +318,51 @@ def _metrics(config: RunConfig, corpus: Corpus) -> tuple[tuple[str, ...], tuple[
             f"corpus {corpus.name!r} has no {lacks}: a certificate needs one of {', '.join(FORGET)} and one of "
             f"{', '.join(UTILITY)}."
         )
-    return forgotten, useful, positions
+    if wanted is None:
+        return forgotten, useful, positions
+    chosen = names_of("metrics", wanted)
+    if not chosen:
+        raise ValueError(f"metrics is {wanted!r}; name at least one of {', '.join(forgotten)}, or leave it out.")
+    for name in chosen:
+        if name in UTILITY:
+            raise ValueError(
+                f"metrics names {name!r}, which is of what is kept and always measured; it chooses among metrics of "
+                f"forgetting: {', '.join(forgotten)}."
+            )
+        if name not in FORGET:
+            raise unknown("metric of forgetting", name, FORGET)
+        if name not in forgotten:
+            part = f" for forget_set {config.forget_set!r}" * (config.forget_set != WHOLE)
+            raise ValueError(
+                f"metrics names {name!r}, but corpus {corpus.name!r} has no data for it{part}; it has "
+                f"{', '.join(forgotten)}."
+            )
+    return tuple(name for name in forgotten if name in chosen), useful, positions
 
 
-def _with_relearning(
-    setting: Setting, config: RunConfig, wanted: list[Transform], forgotten: tuple[str, ...]
-) -> Setting:
+def _relearning(
+    corpus: Corpus,
+    config: RunConfig,
+    wanted: list[Transform],
+    forgotten: Sequence[str],
+    positions: dict[str, list[int]],
+) -> tuple[list[str] | list[tuple[str, str]], list[int]]:
     """The passages that an attacker has, and the examples that are then scored: reported ones that share no text."""
     count = max((transform.passages for transform in wanted), default=0)
     if not count:
-        return setting
+        return [], []
     metric = next((name for name in RELEARNED if name in forgotten), None)
     if metric is None:
         raise ValueError(
-            f"corpus {setting.corpus.name!r} has no passages (VerbMem) and no labels, and of questions it is not known "
-            "which text answers them: leave relearn out of transforms."
+            f"transforms names a relearning, but of the metrics ({', '.join(forgotten)}) it is not known which text "
+            f"answers them: certify one of {', '.join(RELEARNED)} of corpus {corpus.name!r}, if it has one, or leave "
+            "relearn out of transforms."
         )
-    texts = forgotten_texts(setting.corpus, metric)
+    texts = forgotten_texts(corpus, metric)
     every = list(range(len(texts)))
     if config.forget_set != WHOLE:
-        every = forget_sets.verbmem_parts(setting.corpus, config.forget_set)["forgotten"]
-    reported = setting.positions.get(metric, every)
+        every = forget_sets.verbmem_parts(corpus, config.forget_set)["forgotten"]
+    reported = positions.get(metric, every)
     taught = ([at for at in every if at not in set(reported)] or every)[:count]
     bare = ["".join((text if isinstance(text, str) else text[0]).split()) for text in texts]
     known = [bare[at] for at in taught]
@@ -308,7 +372,7 @@ def _with_relearning(
             f"relearning takes {count} of {len(every)} forgotten texts, and {len(others)} others are left to score: "
             "take fewer, such as relearn-1x8, or leave it out of transforms."
         )
-    return setting._replace(passages=[texts[at] for at in taught], others=others)
+    return [texts[at] for at in taught], others
 
 
 def forgotten_texts(corpus: Corpus, metric: str) -> list[str] | list[tuple[str, str]]:
@@ -433,7 +497,9 @@ def _cells(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [{key: row[key] for key in where} | {"metric": n} | one for row in rows for n, one in row[kind].items()]
 
 
-def _judged(rows, names, wanted, runs, forget_ceiling: float, utility_floor: float) -> dict[str, Any]:
+def _judged(
+    rows, names, wanted, runs, forget_ceiling: float, utility_floor: float, forgotten: Sequence[str], unsaid: list[str]
+) -> dict[str, Any]:
     """Outcome, statement, reasons and the two decisive cells."""
     leaks, keeps = _cells(rows, "forget"), _cells(rows, "utility")
     worst = max(leaks, key=lambda one: one["upper"])
@@ -442,16 +508,19 @@ def _judged(rows, names, wanted, runs, forget_ceiling: float, utility_floor: flo
     outcome = REFUSED if under else DOES_NOT if over else HOLDS
     tested = f"{len(runs)} models, one a seed" if len(runs) > 1 else "one model"
     over_what = f"Over {len(names)} precisions, {len(wanted)} transform{'s' * (len(wanted) > 1)} and {tested}"
+    what = f"of the {' and '.join(ABOUT[name] for name in forgotten)} to be forgotten"
     statement = {
-        HOLDS: f"{over_what}, the unlearned model gives away at most {worst['upper']:.1f} points more of what was to "
-        f"be forgotten than a model that never saw it (allowed: {forget_ceiling:g}), and keeps at least "
+        HOLDS: f"{over_what}, the unlearned model gives away at most {worst['upper']:.1f} points more {what} "
+        f"than a model that never saw it (allowed: {forget_ceiling:g}), and keeps at least "
         f"{least['lower']:.0%} of the usefulness of the model before unlearning (required: {utility_floor:.0%}).",
-        DOES_NOT: f"{over_what}, the unlearned model may give away up to {worst['upper']:.1f} points more of what was "
-        f"to be forgotten than a model that never saw it; allowed are {forget_ceiling:g}.",
+        DOES_NOT: f"{over_what}, the unlearned model may give away up to {worst['upper']:.1f} points more {what} "
+        f"than a model that never saw it; allowed are {forget_ceiling:g}.",
         REFUSED: f"No statement about forgetting is made: what may be left of the usefulness of the model before "
         f"unlearning is {least['lower']:.0%} at worst, and {utility_floor:.0%} are required. A model that answers "
         "nothing has nothing to give away.",
     }[outcome]
+    if outcome != REFUSED:
+        statement = " ".join([statement, *unsaid])
     reasons = []
     if under:
         blame = [one for one in under if not one["possible"]]
@@ -483,7 +552,17 @@ def _place(one: dict[str, Any]) -> str:
     return f"{one['metric']}, {one['quantizer']}, {one['transform']}, seed {one['seed']}"
 
 
-def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting) -> list[str]:
+def _unsaid(left_out: Sequence[str], forgotten: Sequence[str]) -> list[str]:
+    """What nothing is said of: metrics that were left out, and knowledge where the corpus has no questions on it."""
+    said = [WITHOUT[name] for name in left_out]
+    if "verbmem" in forgotten and "knowmem" not in (*left_out, *forgotten):
+        said.append(
+            "The corpus has no questions on what was to be forgotten: nothing is said of knowledge in other words."
+        )
+    return said
+
+
+def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting, forgotten: Sequence[str]) -> list[str]:
     """What a certificate does not prove."""
     counts = sorted({one["n"] for row in rows for one in row["forget"].values()})
     few = counts[0]
@@ -494,8 +573,8 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
         f"Examples are few: {' and '.join(map(str, counts))} of what was to be forgotten. With {few}, even a model "
         f"that gives away exactly as much as the retrained one on every example is bounded by {best:.1f} points. "
         "A larger sample may find what this one did not.",
-        "It measures what the model says when it is asked as here: the most likely label, or the most likely words for "
-        "verbatim continuation and direct questions. Other prompts, sampling and stronger attacks are not covered.",
+        f"It measures what the model says when it is asked as here: {'; '.join(ASKING[name] for name in forgotten)}. "
+        "Other prompts, sampling and stronger attacks are not covered.",
         "Bounds are over examples drawn alike, and each is of its own cell. The worst bound is one of the worst case, "
         "with 95 % confidence; that all bounds in the table hold at once is not claimed. Examples that share entities "
         "or authors are no independent draws, and bounds are then somewhat too narrow.",
@@ -507,12 +586,14 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
             else f"There are {len(runs)}; another training run of the same configuration is another model."
         ),
     ]  # fmt: skip
+    asked = "Questions are not scored after it, since it is not known which text answers them. "
+    asked *= "knowmem" in forgotten
     if attacks := [transform.name for transform in wanted if transform.steps]:
         said.append(
             f"Relearning ({', '.join(attacks)}) is one attack of fixed strength, AdamW at "
             f"{transforms.rate(setting.scale):g} on all dequantized weights, scored on "
-            f"{len(setting.others)} texts that it was not trained on. Questions are not scored after it, since it "
-            "is not known which text answers them. An attacker with more text or more steps gets more."
+            f"{len(setting.others)} texts that it was not trained on. {asked}An attacker with more text or more "
+            "steps gets more."
         )
     else:
         said.append("No attack by further training was tried.")
@@ -520,9 +601,9 @@ def _limits(rows, runs: list[Record], wanted: list[Transform], setting: Setting)
     return said
 
 
-def _command(runs, quantizers, wanted, forget_ceiling: float, utility_floor: float) -> str:
+def _command(runs, quantizers, wanted, forgotten, forget_ceiling: float, utility_floor: float) -> str:
     parts = ["qru", "certify", *(f"runs/{run.run}" for run in runs), "--quantizers", ",".join(quantizers)]
-    parts += ["--transforms", ",".join(one.name for one in wanted)]
+    parts += ["--transforms", ",".join(one.name for one in wanted), "--metrics", ",".join(forgotten)]
     parts += ["--forget-ceiling", f"{forget_ceiling:g}", "--utility-floor", f"{utility_floor:g}"]
     return shlex.join(parts)
 

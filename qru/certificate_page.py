@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def page(certificate: dict[str, Any]) -> str:
     """
     holds = certificate["outcome"] == "holds"
     names = list(certificate["bound_to"]["runs"])
-    title = f"Certificate of forgetting: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    what = "Certificate" if holds else "No certificate"  # a title alone must not mislead
+    title = f"{what} of forgetting: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    refused = certificate["outcome"] == "refused"
+    void = "It is refused, so these numbers stand here for completeness and support no statement. " * refused
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="verdict {"good" if holds else "bad"}">{VERDICTS[certificate["outcome"]]}</p>',
@@ -67,7 +71,7 @@ def page(certificate: dict[str, Any]) -> str:
         _bullets(certificate["limits"]),
         "<h2>How much more is given away than by a model that never saw it</h2>",
         '<p class="soft">Points on a scale of 100, at most (95 % confidence); the worst of all models and measures. '
-        f"Allowed: {certificate['forget_ceiling']:g}. ✗ marks what is over it.</p>",
+        f"Allowed: {certificate['forget_ceiling']:g}. ✗ marks what is over it. {void}</p>",
         _grid(certificate, "forget", max, "upper", lambda value: f"{value:.1f}"),
         "<h2>How much of its usefulness is left</h2>",
         '<p class="soft">Share of what the model before unlearning has, at least (95 % confidence). Required: '
@@ -97,26 +101,45 @@ def page(certificate: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)} · qru certify</title>\n<style>{STYLE}{MORE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)} · qru certify</title>\n<style>{STYLE}{MORE}{_foot(certificate)}</style>\n</head>\n"
+        "<body>\n<main>\n" + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _foot(certificate: dict[str, Any]) -> str:
+    """What stands under every printed page, so that a page by itself says what it is a part of."""
+    said = f"{VERDICTS[certificate['outcome']]} · {_date(certificate['issued'])} · {certificate['digest'][:16]}"
+    grey = "color: #444; font: 7.5pt sans-serif;"
+    return (
+        f'@page {{ margin: 16mm 14mm 18mm; @bottom-left {{ content: "{said}"; {grey} }} '
+        f'@bottom-right {{ content: counter(page) " / " counter(pages); {grey} }} }}\n'
+    )
+
+
+def _date(issued: str) -> str:
+    """``2026-11-21T22:10:05Z`` -> ``21 November 2026, 22:10 UTC``."""
+    when = datetime.strptime(issued, "%Y-%m-%dT%H:%M:%SZ")
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
 def _tested(certificate: dict[str, Any]) -> list[tuple[str, str]]:
     """What was tested, in plain words; values are HTML."""
     declared, worst, least = certificate["declared"], certificate["worst"], certificate["least"]
     asked = [f"{name}: {ASKED.get(name, name)} ({n} examples)" for name, n in certificate["examples"].items()]
-    seeds = ", ".join(map(str, declared["seeds"]))
+    seeds, plural = ", ".join(map(str, declared["seeds"])), "s" * (len(declared["seeds"]) > 1)
+    left_out = declared["metrics"].get("left_out", ())  # not in older certificates
+    not_asked = [("What was not asked", _bullets(f"{name}: {ASKED[name]}" for name in left_out))] if left_out else []
     return [
-        ("Issued", escape(certificate["issued"])),
+        ("Issued", escape(_date(certificate["issued"]))),
         (
             "What was tested",
-            f"{len(declared['seeds'])} unlearned model{'s' * (len(declared['seeds']) > 1)} (seed {seeds}), each stored "
-            f"in {len(declared['quantizers'])} ways: {escape(', '.join(declared['quantizers']))}.",
+            f"{len(declared['seeds'])} unlearned model{plural} (seed{plural} {seeds}), each "
+            f"stored in {len(declared['quantizers'])} ways: {escape(', '.join(declared['quantizers']))}. (bf16: as the "
+            "run left it, not quantized.)",
         ),
         ("What was done to it", _bullets(f"{name}: {words}" for name, words in declared["transforms"].items())),
         ("What was asked", _bullets(asked)),
+        *not_asked,
         (
             "Compared with",
             "a model trained without what was to be forgotten, after the same treatment. What it gives away is no "
@@ -128,7 +151,7 @@ def _tested(certificate: dict[str, Any]) -> list[tuple[str, str]]:
             f"never saw it; {worst['excess']:+.1f} points, at most {worst['upper']:+.1f} (n = {worst['n']}).",
         ),
         (
-            "Least use",
+            "Usefulness at worst",
             f"{escape(_where(least))}: {least['value']:.1f} % against {least['target']:.1f} % before unlearning; "
             f"{least['share']:.0%} of it, at least {least['lower']:.0%} (n = {least['n']}).",
         ),
@@ -227,4 +250,4 @@ def _weights(bound: dict[str, Any]) -> str:
 def _made_with(provenance: dict[str, Any]) -> str:
     versions = provenance["versions"]
     said = f"qru {versions['qru']}, torch {versions['torch']}, transformers {versions['transformers']}"
-    return f"{said}; commit {provenance['commit']}{', changed' * bool(provenance['dirty'])}"
+    return f"{said}; commit {provenance['commit']}{', with changes not committed' * bool(provenance['dirty'])}"

@@ -103,10 +103,13 @@ refused (some lower bound of utility is under the floor: a destroyed model has f
 With --verify, 0: the document is unedited, holds, and names the weights of every RUN given (also the folder of a
 checkpoint); 1: it does not.
 
+Of a metric that --metrics leaves out nothing is said, and the certificate says so: without knowmem it is one of text.
+
 examples:
   qru certify runs/ID
   qru certify runs/ID-s0 runs/ID-s1 runs/ID-s2 --quantizers rtn-int8-row,rtn-int4-g128,rtn-int3-g128
   qru certify runs/ID --transforms merged,relearn-4x8 --forget-ceiling 5 --json certificate.json --html certificate.html
+  qru certify runs/ID --metrics verbmem
   qru certify --verify certificate.json runs/ID
 """
 
@@ -372,6 +375,10 @@ def add_certify(commands) -> None:
     )
     one.add_argument("--transforms", metavar="NAMES", help="with commas; one of each kind unless given")
     one.add_argument(
+        "--metrics", metavar="NAMES",
+        help="of forgetting, out of verbmem,knowmem,forget_accuracy; all that the corpus has unless given",
+    )  # fmt: skip
+    one.add_argument(
         "--forget-ceiling",
         metavar="POINTS",
         type=float,
@@ -416,6 +423,7 @@ def certify(given: argparse.Namespace) -> int:
             given.utility_floor,
             given.transforms,
             progress=not given.quiet,
+            metrics=given.metrics,
         )
     except KeyboardInterrupt:
         print("qru certify: interrupted; the same command goes on from here.", file=sys.stderr)

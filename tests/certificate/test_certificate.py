@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qru import cells, certificate, records
-from qru.certificate import certify, excess, kept, verify
+from qru.certificate import certify, excess, kept, sealed, verify
+from qru.certificate_page import page
 from qru.cli import main
 from qru.metrics import direction, registry
 from tests.certificate.reader import texts_of
@@ -253,6 +254,12 @@ def test_the_command_says_it_by_its_exit_code_and_writes_both_files(clean, destr
         ({"transforms": "relearn-2x2"}, "at least one that is no relearning"),
         ({"transforms": "merged,relearn-40x2"}, "take fewer, such as relearn-1x8"),
         ({"transforms": "merged,prune-10,prune-10.0"}, "more than once"),
+        ({"metrics": ""}, "name at least one of verbmem"),
+        ({"metrics": "verbmen"}, "Did you mean 'verbmem'"),
+        ({"metrics": "utility"}, "is of what is kept and always measured"),
+        ({"metrics": ["privleak"]}, "unknown metric of forgetting 'privleak'"),
+        ({"metrics": "verbmem,knowmem"}, "has no data for it; it has verbmem"),
+        ({"metrics": "verbmem,verbmem"}, "more than once"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(clean, counted, changed, named):
@@ -288,3 +295,85 @@ def test_metrics_of_forgetting_are_those_that_are_better_lower():
     there = [name for name in known if name in registry.names()]
     assert {"verbmem", "knowmem", "utility"} <= set(there)
     assert {name: direction(name) for name in there} == {name: known[name] for name in there}
+
+
+NOT_SAID = "KnowMem was left out: nothing is said of knowledge in other words."
+
+
+def test_what_is_left_out_is_said(at_home, counted, capsys):
+    known = json.loads((at_home / "record.json").read_text())["scores"]["unlearned"]["bf16"]
+    both = certify(at_home, transforms="merged", progress=False, utility_floor=1e-9)
+    assert both["declared"]["metrics"] == {"forget": ["verbmem", "knowmem"], "utility": ["utility"], "left_out": []}
+    assert "metrics verbmem,knowmem" in both["command"]
+    assert NOT_SAID not in [*both["limits"], both["statement"]]
+
+    text = ["certify", str(at_home), "--transforms", "merged", "--metrics", "verbmem", "--quiet", "--json", "-"]
+    main([*text, "--utility-floor", "1e-9"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["declared"]["metrics"] == {"forget": ["verbmem"], "utility": ["utility"], "left_out": ["knowmem"]}
+    assert {name for row in found["cells"] for name in row["forget"]} == {"verbmem"}
+    assert {name for row in found["cells"] for name in row["utility"]} == {"utility"}
+    assert found["cells"][0]["forget"]["verbmem"]["unlearned"] == pytest.approx(known["verbmem"]["value"], rel=1e-5)
+    assert found["limits"][0] == NOT_SAID
+    assert (NOT_SAID in found["statement"]) == (found["outcome"] != "refused")
+    assert "--metrics verbmem " in found["command"]
+    shown, _ = texts_of(page(found))
+    assert shown.count(NOT_SAID) == 1 + (found["outcome"] != "refused")
+    assert "how it answers questions about what was to be forgotten" in shown.partition("What was not asked")[2]
+
+    with pytest.raises(ValueError, match="it is not known which text answers them"):
+        certify(at_home, transforms="merged,relearn-2x2", metrics="knowmem", progress=False)
+    plain = certify(at_home, metrics="knowmem", progress=False, utility_floor=1e-9)
+    assert not any(name.startswith("relearn") for name in plain["declared"]["transforms"])
+    assert "VerbMem was left out" in plain["limits"][0]
+
+
+def test_a_corpus_without_questions_says_so(clean):
+    found = certify(clean, **SMALL)
+    assert found["outcome"] == "holds"
+    assert found["declared"]["metrics"]["left_out"] == []
+    assert found["statement"].endswith("nothing is said of knowledge in other words.")
+    assert "more of the text to be forgotten than a model that never saw it" in found["statement"]
+
+
+def test_certificates_from_before_metrics_were_chosen_still_count(clean, tmp_path):
+    found = certify(clean, **SMALL)
+    del found["declared"]["metrics"]["left_out"]
+    found["command"] = found["command"].replace(" --metrics verbmem", "")
+    file = tmp_path / "older.json"
+    records.write_json(file, sealed(found))
+    assert verify(file, [clean]) == []
+    assert "What was not asked" not in page(found)
+
+
+def test_what_a_run_has_measured_is_not_measured_again(at_home, counted):
+    asked = {"transforms": "merged", "progress": False}
+    everything = ("verbmem", "knowmem", "utility")
+    found = certify(at_home, **asked)
+    assert counted == [("utility",)] + 3 * [everything], "the target in bf16, and the retrained model thrice"
+    del counted[:]
+    shutil.rmtree(at_home.parent.parent / ".cache" / "certificates")
+    alone = certify(at_home, **asked)
+    assert counted == [("utility",)] + 6 * [everything], "and the run, too"
+    assert found["cells"] == alone["cells"]
+    assert found["examples"]["verbmem"] == len(known_of(at_home)["verbmem"]["per_example"])
+
+
+def known_of(folder):
+    """What a run recorded of its model in bf16."""
+    return json.loads((folder / "record.json").read_text())["scores"]["unlearned"]["bf16"]
+
+
+def test_scores_of_other_examples_are_not_taken_for_these(at_home, counted):
+    run = records.load_record(at_home)
+    config, found = certificate._inputs(certificate._settings(run), None, "merged")
+    *_, positions = certificate._metrics(config, found.corpus, None)
+    made = found.models()
+    setting = cells.Setting(found.corpus, made.tokenizer, "smoke", False, positions, [], [])
+    cell = cells.Cell(at_home / "model", "merged", "bf16", ("verbmem", "utility"))
+    cells.measure(cell, setting)
+    assert counted == [], "the run has measured it"
+    _, whole = cells.measure(cell, setting._replace(positions={}))
+    assert counted == [("verbmem",)], "utility is of all examples in either"
+    assert len(whole["verbmem"]) == len(found.corpus.verbmem)
+    assert whole["verbmem"][1::2] == known_of(at_home)["verbmem"]["per_example"], "each by itself, whatever beside it"
