@@ -192,6 +192,13 @@ def test_grids_shared_runs_and_committed_records(changed, tmp_path):
     assert [one.parameters for one in fresh] == [{"threads": n, "scale": "mini"} for n in (1, 2)]
     assert {(one.folder, one.alone) for one in fresh} == {("kernel", True)}
     assert not [one for one in plan(path, "smoke", fresh=True).cells.values() if one.notebook == "05_kernel"]
+    path.write_text(path.read_text().replace("    records: kernel\n", "    records: kernel\n    again: full\n"))
+    for grid, again in (("core", 0), ("full", 2)):
+        cells = plan(path, "mini", grid, fresh=True).cells.values()
+        assert len([one for one in cells if one.notebook == "05_kernel"]) == again
+    path.write_text(path.read_text().replace("again: full", "again: never"))
+    with pytest.raises(ValueError, match="again.*'never'|'never'"):
+        plan(path, "mini")
 
 
 ONLY = """
