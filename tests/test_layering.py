@@ -30,16 +30,19 @@ LEVELS = {
     "inputs": 8,
     "pipeline": 9,
     "bounds": 5, "transforms": 7, "cells": 8, "certificate": 10, "certificate_page": 10,
+    "certificate_figures": 4, "certificate_runs": 11,
     "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "train": 10,
     "cli": 11, "experiments": 11, "why": 11,
     "why_records": 12, "why_verdict": 12, "update_record": 12, "why_sheets": 13,
-    "paper_words": 14, "paper_facts": 15,
+    "method_tables": 6, "method_figures": 7, "overlap_tables": 7, "overlap_record": 8,
+    "paper_words": 14, "method_facts": 15, "paper_facts": 16,
 }  # fmt: skip
 WITHOUT_TORCH = (
     "registry", "paths", "style", "config", "records", "notebook", "kernel_record", "tables", "figures", "typeset",
     "watch", "ship_record",
     "kernel_figures", "why_figures", "reported", "sheet", "paper_tables", "paper_figures", "print_figures",
-    "evaluation_sheet", "ship_figures",
+    "evaluation_sheet", "ship_figures", "certificate_figures",
+    "method_tables", "method_figures", "overlap_tables",
 )  # fmt: skip
 
 

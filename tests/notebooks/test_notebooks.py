@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import nbformat
 import pytest
 from papermill import inspect_notebook
 
-from qru import models
+from qru import experiments, models
 from qru.arms import check_grids, run_arms
+from qru.certificate import verify
 from qru.config import FORGET_SETS, SCALES, RunConfig
 from qru.corpora import has_labels
 from qru.corpora.corpus import registry
@@ -28,7 +30,8 @@ from qru.widgets import crossing_sliders
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAIN = ROOT / "notebooks" / "02_unlearn.ipynb"
-WITH_CLASSIFIERS = ("01_prepare", "02_unlearn", "03_crossings")  # the others ask what only language models answer
+# The other notebooks ask what only language models answer.
+WITH_CLASSIFIERS = ("01_prepare", "02_unlearn", "03_crossings", "08_certify")
 
 
 def code_cells(notebook) -> list:
@@ -129,6 +132,8 @@ def test_parameters_reach_the_command_line_help(path):
         ("03_crossings", "groups", "g64,g96", "group_size 96 does not divide"),
         ("04_why", "arms", "bf16,fp32", "unknown arm 'fp32'"),
         ("06_scal_sust", "kinds", "scale", "Did you mean 'scal'"),
+        ("08_certify", "metrics", "knowmen", "Did you mean 'knowmem'"),
+        ("08_certify", "seeds", "0,0", "give each seed once"),
     ],
 )
 def test_a_wrong_parameter_stops_the_run(tmp_path, notebook, name, value, message):
@@ -357,3 +362,47 @@ def test_the_shipping_notebook_measures_once_and_draws_again(tmp_path):
     assert pictures(nbformat.read(tmp_path / "again.ipynb", as_version=4)) == 1 + kept
     assert list((tmp_path / "runs" / "ship").glob("*/record.json")) == [path]
     assert load_records(tmp_path / "runs") == [], "no record of a run, and not taken for one"
+
+
+@pytest.mark.slow
+def test_the_certificate_of_runs_that_it_makes_or_is_given(ran, qru_home, tmp_path):
+    given = {
+        "method": "npo_gdr", "scale": "smoke", "seeds": [0, 1], "quantizers": ["rtn-int4-g128"],
+        "transforms": ["merged", "relearn-2x2"], "metrics": ["verbmem"],
+    }  # fmt: skip
+    notebook = ROOT / "notebooks" / "08_certify.ipynb"
+    first = papermill(qru_home, notebook, tmp_path / "first.ipynb", "-y", json.dumps(given))
+    assert first.returncode == 0, first.stderr[-4000:]
+    executed = nbformat.read(tmp_path / "first.ipynb", as_version=4)
+    assert pictures(executed) == 1
+    path = Path(re.findall(r"^record: (.+)$", first.stderr, flags=re.MULTILINE)[-1])
+    assert path.parents[1] == qru_home / "runs" / "certificates"
+    found = json.loads(path.read_text())
+    assert found["declared"]["seeds"] == [0, 1]
+    assert found["declared"]["metrics"]["left_out"] == ["knowmem"]
+    texts = "\n".join(output.data.get("text/markdown", "") for cell in code_cells(executed) for output in cell.outputs)
+    for part in (found["statement"], *found["limits"], str(path)):
+        assert part in texts
+    assert found["statement"] in path.with_suffix(".html").read_text()
+
+    # A build of the paper takes it for the record of a cell with these parameters, and of no other.
+    (tmp_path / "log").write_text(first.stderr)
+    experiments.keep(tmp_path / "log", tmp_path / "kept.json")
+    cell = experiments._of_notebook(given, "smoke", "08_certify")
+    experiments._check_record(experiments.Cell(**cell, notebook="08_certify", folder="certify"), tmp_path / "kept.json")
+    other = experiments._of_notebook(given | {"seeds": [0]}, "smoke", "08_certify")
+    with pytest.raises(ValueError, match="made with another seeds"):
+        experiments._check_record(
+            experiments.Cell(**other, notebook="08_certify", folder="certify"), tmp_path / "kept.json"
+        )
+    assert not any("edited" in line for line in verify(tmp_path / "kept.json", list(found["bound_to"]["runs"])))
+
+    runs = ",".join(found["bound_to"]["runs"])
+    again = papermill(
+        qru_home, notebook.name, tmp_path / "again.ipynb", "-p", "runs", runs, "-p", "quantizers", "rtn-int4-g128",
+        "-p", "transforms", "merged,relearn-2x2", "-p", "metrics", "verbmem", cwd=ROOT / "notebooks",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-4000:]
+    other = json.loads(Path(re.findall(r"^record: (.+)$", again.stderr, flags=re.MULTILINE)[-1]).read_text())
+    assert other["cells"] == found["cells"]
+    assert "method" not in other["config"], "the settings of runs that are named are their own"
