@@ -15,6 +15,7 @@ import torch
 
 from qru import (
     calibration,
+    cells,
     compress,
     forget_sets,
     inputs,
@@ -231,6 +232,13 @@ def _run(job: Job) -> None:
                         retrained=reference, metrics=config.metrics, examples=reported,
                     )  # fmt: skip
                     records.write_json(file, {name: answer.to_dict() for name, answer in answers.items()})
+                # So that a certificate of this run does not measure it again.
+                setting = cells.Setting(
+                    corpus, made.tokenizer, config.scale, config.chat_template, reported or {}, [], []
+                )
+                cell = cells.Cell(folder / "model", "merged", precision, tuple(answers))
+                per_example = {name: answer.per_example for name, answer in answers.items()}
+                cells.keep(model, tokenizer, cell, setting, per_example)
             return records.read_json(file)
 
         scores["unlearned"] = {"bf16": score(model, "bf16")}
