@@ -12,10 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qru import choose, defaults, models, optimizers, paper_words, print_figures, why_records, why_sheets, why_verdict
+from qru import (
+    choose,
+    defaults,
+    method_figures,
+    models,
+    optimizers,
+    paper_words,
+    print_figures,
+    why_records,
+    why_sheets,
+    why_verdict,
+)
 from qru.config import SIZED
 from qru.corpora import load_corpus
 from qru.evaluation_sheet import load_evaluations
+from qru.method_facts import compared_runs, method_facts
+from qru.method_tables import load_compared
 from qru.paper_tables import arm_name, listed, shown_in_one, shown_in_two
 from qru.paper_words import general, levels, span
 from qru.prediction import HIDDEN
@@ -72,7 +85,9 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     compared = parts[why_records.MAIN]
     tabled = _unique([*one, *two])
     kernels = print_figures.load_kernels(shown["figures/kernel"])
-    every = _unique([*tabled, *grid, *requests, *(record for found in parts.values() for record in found)])
+    every = _unique(
+        [*tabled, *grid, *requests, *(record for found in parts.values() for record in found), *compared_runs(shown)]
+    )
     quantizers = _quantizers(tabled)
     table = why_verdict.outcomes(compared)
     further = [*parts["dial"], *parts["plateau"], *parts["size"]]
@@ -130,6 +145,7 @@ def facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "one": {"returns": paper_words.returns(one, quantizers), "rise": paper_words.largest_rise(one)} | _tabled(one),
         "two": {"returns": paper_words.returns(two, quantizers), "rise": paper_words.largest_rise(two),
                 "published": paper_words.published()} | _tabled(two),
+        "methods": method_facts(shown),
         "grid": paper_words.grid(grid),
         "requests": paper_words.requests(requests),
         "kernel": paper_words.kernel(kernels),
@@ -186,6 +202,8 @@ def _captions(
     }  # fmt: skip
     if "figures/updates" in shown:
         told["updates"] = print_figures.updates_caption(load_updates(shown["figures/updates"]))
+    if "figures/tradeoff" in shown:
+        told["tradeoff"] = [method_figures.caption(load_compared(shown["figures/tradeoff"])[0])]
     return {name: " ".join(lines) for name, lines in told.items()}
 
 

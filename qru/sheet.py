@@ -50,7 +50,7 @@ class Sheet:
     """A table.
 
     Attributes:
-        labels: headings of the columns that name a row; set from the left.
+        labels: headings of the columns that name a row; set from the left. A heading may hold a line break.
         columns: heading above -> headings of its columns of numbers; set from the right.
         blocks: of rows.
         note: sentences under the table, each true of these numbers (seeds, examples, what is missing).
@@ -117,7 +117,7 @@ def sheet_typst(sheet: Sheet) -> str:
         lines.append(f"    {', '.join(['[]'] * labels + titles)},")
         rules = [f"table.hline(start: {start}, end: {end}, stroke: 0.4pt)" for title, start, end in above if title]
         lines.append(f"    {', '.join(rules)},")
-    heads = [f"[*{typst(head)}*]" if head else "[]" for head in sheet.heads]
+    heads = [f"[*{typst(head)}*]".replace("\n", " \\ ") if head else "[]" for head in sheet.heads]
     lines += [f"    {', '.join(head + ', []' * pair for head, pair in zip(heads, pairs, strict=True))},", "  ),"]
     whole = f"  table.cell(colspan: {width}, align: left"
     for block in sheet.blocks:
@@ -160,7 +160,7 @@ def sheet_latex(sheet: Sheet) -> str:
         titles = [f"\\multicolumn{{{end - start}}}{{c}}{{{latex(title)}}}" for title, start, end in above]
         lines.append(" & ".join([*[""] * above[0][1], *titles]) + r" \\")
         lines.append(" ".join(f"\\cmidrule(lr){{{start + 1}-{end}}}" for title, start, end in above if title))
-    lines.append(_latex_line([latex(head) for head in sheet.heads], pairs))
+    lines.append(_latex_line([_latex_head(head) for head in sheet.heads], pairs))
     for block in sheet.blocks:
         if block.apart:
             lines.append("\\midrule[\\heavyrulewidth]\n\\addlinespace")
@@ -175,6 +175,11 @@ def sheet_latex(sheet: Sheet) -> str:
     if sheet.note:
         lines += ["", f"\\smallskip{{\\footnotesize {latex(' '.join(sheet.note))}}}"]
     return "\n".join([*lines, ""])
+
+
+def _latex_head(head: str) -> str:
+    text = latex(head)
+    return "\\shortstack{" + text.replace("\n", "\\\\") + "}" if "\n" in head else text
 
 
 def _latex_line(texts: Sequence[str], pairs: Sequence[bool], beside: Sequence[str] = ()) -> str:

@@ -17,13 +17,14 @@ from qru.style import precision_label
 from qru.tables import METRICS, labelled, score_frame, with_interval
 
 SHOWN = ("verbmem", "knowmem", "privleak", "utility")
+TERMS = {"simnpo": "SimNPO", "idkdpo": "IdkDPO", "taskvector": "Task vector"}  # not in capitals alone
 BACK = {True: "yes", False: "no", None: ""}
 TYPST_SPECIAL = "\\#$%&*_`<>@[]~\"'/"
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
     "→": r"$\rightarrow$", "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$",
-    "Δ": r"$\Delta$", "…": r"\ldots{}", "–": "--",
+    "Δ": r"$\Delta$", "…": r"\ldots{}", "–": "--", "†": r"$\dagger$",
 }  # fmt: skip
 
 
@@ -62,8 +63,8 @@ def latex(text: object) -> str:
 
 
 def method_title(method: str) -> str:
-    """``ga_klr`` -> ``GA+KLR``."""
-    return method.upper().replace("_", "+")
+    """``ga_klr`` -> ``GA+KLR``, ``simnpo_gdr`` -> ``SimNPO+GDR``."""
+    return "+".join(TERMS.get(term, term.upper()) for term in method.split("_"))
 
 
 def title(label: str) -> str:

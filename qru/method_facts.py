@@ -1,0 +1,527 @@
+"""Sentences of the paper on methods that are to survive by construction: all counted from records and certificates.
+
+As in ``paper_words``: built so that any outcome reads truly. An arm is said to hold better than another only by the
+rule of ``contrast``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qru.certificate import UTILITY_FLOOR
+from qru.config import GUARD_OPTIONS
+from qru.method_tables import (
+    GUARDS,
+    Contender,
+    bits_of,
+    contenders,
+    family_of,
+    grid_of,
+    in_rank,
+    load_compared,
+    met_goal,
+    quantizer_title,
+    quantizers_of,
+    recovered_of,
+)
+from qru.metrics import paired_difference
+from qru.metrics.bootstrap import RECOVERY_POINTS
+from qru.overlap_tables import chosen, load_overlaps, overlap_words
+from qru.paper_tables import counted, listed
+from qru.paper_words import either, general, sentence, span
+from qru.records import Record, examples_of
+from qru.style import precision_label
+from qru.tables import HEADINGS, number
+from qru.typeset import method_title
+
+TEXT, LABELS = "verbmem", "forget_accuracy"
+KEPT = {TEXT: "utility", LABELS: "retain_accuracy"}
+WHAT = {TEXT: "memory returns", LABELS: "labels return"}
+ARTEFACTS = {"text": "tables/three", "labels": "tables/four", "overlap": "tables/overlap"}
+
+
+def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Everything that ``paper.typ`` says of these methods; ``None`` for what this build has no record of.
+
+    Args:
+        shown: artefact -> the files that it shows.
+
+    Returns:
+        ``text``: of Table III. ``labels``: of Table IV. ``overlap``: of QUAIL's analysis. ``calibrated``: whether any
+        run was measured under GPTQ or AWQ. ``quail``: whether any of Table III was guarded by QUAIL.
+    """
+    text, labels, overlap = (shown.get(name) or () for name in ARTEFACTS.values())
+    out: dict[str, Any] = {"text": None, "labels": None, "overlap": None}
+    runs: list[Record] = []
+    if text:
+        runs, certificates = load_compared(text)
+        out["text"] = text_facts(runs, certificates)
+    if labels:
+        classifiers, _ = load_compared(labels)
+        out["labels"] = label_facts(classifiers)
+        runs = [*runs, *classifiers]
+    if overlap:
+        out["overlap"] = overlap_words(chosen(load_overlaps(overlap)))
+    families = {family_of(name) for name in quantizers_of(runs)}
+    out["calibrated"] = listed(
+        [{"gptq": "GPTQ", "awq": "AWQ"}[f] for f in ("gptq", "awq") if f in families] or ["none"]
+    )
+    out["quail"] = bool(out["text"]) and "quail" in out["text"]["options"]
+    return out
+
+
+def compared_runs(shown: Mapping[str, Sequence[str]]) -> list[Record]:
+    """Every run behind these facts."""
+    files = [shown.get(ARTEFACTS[name]) or () for name in ("text", "labels")]
+    return [run for some in files if some for run in load_compared(some)[0]]
+
+
+def text_facts(runs: Sequence[Record], certificates: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Facts of Table III."""
+    found = contenders(runs, certificates)
+    return common(runs, found, TEXT) | {
+        "abstract": abstract(found),
+        "options": options(found),
+        "calibration": calibrated(found),
+        "quail": against(found, TEXT),
+        "robust": robust(found),
+        "certified": certified(found),
+    }
+
+
+def label_facts(runs: Sequence[Record]) -> dict[str, Any]:
+    """Facts of Table IV."""
+    found = contenders(runs)
+    scores = runs[0].scores
+
+    def of(model: str, metric: str) -> str:
+        score = scores[model]["bf16"].get(metric)
+        return number(score["value"], 0) if score else "unknown"
+
+    levels = {f"{model}_{m}": of(model, m) for model in ("target", "retrained") for m in (LABELS, "mia")}
+    return (
+        common(runs, found, LABELS)
+        | levels
+        | {
+            "threshold": f"{RECOVERY_POINTS[LABELS]:g}",
+            "quail": against(found, LABELS),
+        }
+    )
+
+
+def common(runs: Sequence[Record], found: Sequence[Contender], metric: str) -> dict[str, Any]:
+    """What both tables are of, which runs met the goal, and what returns."""
+    told = {
+        key: listed(list(dict.fromkeys(run.config[key] for run in runs))) for key in ("corpus", "scale")
+    } | {"seeds": listed(sorted({run.config["seed"] for run in runs}))}  # fmt: skip
+    goals = sorted({run.config["forget_goal"] for run in runs if run.config.get("forget_goal") is not None})
+    met = [run for run in runs if met_goal(run)]
+    counts = {examples_of(run.scores["unlearned"]["bf16"].get(metric, {})) for run in runs}
+    return told | {
+        "runs": str(len(runs)),
+        "rows": str(len(found)),
+        "methods": listed([method_title(name) for name in dict.fromkeys(one.method for one in found)]),
+        "quantizers": listed([quantizer_title(name) for name in quantizers_of(runs)]),
+        "quantizer_count": str(len(quantizers_of(runs))),
+        "goal": listed([f"{goal:g}" for goal in goals]) if goals else "none",
+        "met": reached(found),
+        "n": listed(sorted(count for count in counts if count is not None)),
+        "bf16": {m: span(values(met, "bf16", m)) for m in (metric, KEPT[metric])},
+        "returns": returns(found, metric),
+        "settings": settings(found),
+    }
+
+
+def values(runs: Iterable[Record], precision: str, metric: str) -> list[float]:
+    """A score of each run that has it, percent."""
+    scores = [run.scores["unlearned"].get(precision, {}).get(metric) for run in runs]
+    return [score["value"] for score in scores if score]
+
+
+def reached(found: Sequence[Contender]) -> str:
+    """How many runs met the goal, and whose did not."""
+    runs, met = (sum(len(part) for part in parts) for parts in
+                 ([one.runs for one in found], [one.met for one in found]))  # fmt: skip
+    if runs == met:
+        return f"All {runs} runs met the goal."
+    missed = [f"{one.name} ({len(one.runs) - len(one.met)} of {len(one.runs)})" for one in found
+              if len(one.met) < len(one.runs)]  # fmt: skip
+    return f"{met} of {runs} runs met the goal; missed by {listed(missed)}, which count for nothing below."
+
+
+def abstract(found: Sequence[Contender]) -> str:
+    """In how many configurations memory returns at all, and in how many runs with QUAIL and with plain LoRA."""
+    met = [one for one in found if one.met]
+    back = [one for one in met if any(risen(one, name)[0] for name in quantizers_of(one.met))]
+    told = (
+        f"At equal forgetting in bf16, memory returns under some quantizer in {len(back)} of "
+        f"{counted(len(met), 'combination')} of method, arm and guard"
+    )
+    parts = []
+    for words, chosen_ in (
+        ("with QUAIL's hinge", [one for one in met if one.guard == "quail"]),
+        ("with plain LoRA", [one for one in met if (one.arm, one.guard) == ("LoRA", "")]),
+    ):
+        runs = [run for one in chosen_ for run in one.met]
+        if runs:
+            some = sum(any(r["recovers"]["recovers"] for r in run.extra["recovered"].values()) for run in runs)
+            parts.append(f"{words} in {some} of {counted(len(runs), 'run')}")
+    return f"{told}{f'; {listed(parts)}' if parts else ''}."
+
+
+# --- what returns ---------------------------------------------------------------------------------------------------
+
+
+def returns(found: Sequence[Contender], metric: str) -> list[str]:
+    """Under which quantizers memory returns, contender by contender; those of which nothing does, together."""
+    never, out = [], []
+    for one in found:
+        back = {name: counts for name in quantizers_of(one.met) if (counts := risen(one, name))[0]}
+        if not one.met:
+            continue
+        if not back:
+            never.append(f"{one.name} ({counted(len(one.met), 'run')})")
+            continue
+        told = listed([f"{quantizer_title(name)} in {some} of {many}{median_share(one, name, metric)}"
+                       for name, (some, many) in back.items()])  # fmt: skip
+        out.append(sentence(f"{one.name} ({counted(len(one.met), 'run')}): {WHAT[metric]} under {told}"))
+    if never:
+        out.append(sentence(f"{WHAT[metric]} under no quantizer that they were measured under: {'; '.join(never)}"))
+    return out
+
+
+def risen(one: Contender, quantizer: str) -> tuple[int, int]:
+    """In how many of how many runs that met the goal memory returns."""
+    told = recovered_of(one.met, quantizer)
+    return sum(found["recovers"]["recovers"] for found in told), len(told)
+
+
+def median_share(one: Contender, quantizer: str, metric: str) -> str:
+    """`` (median 97 %)`` of what was forgotten, over the runs where it is defined."""
+    shares = [found[metric]["value"] for found in recovered_of(one.met, quantizer) if found[metric]["defined"]]
+    return f" (median {number(statistics.median(shares), 0)} %)" if shares else ""
+
+
+# --- calibrated quantizers ------------------------------------------------------------------------------------------
+
+
+def calibrated(found: Sequence[Contender]) -> list[str]:
+    """What GPTQ and AWQ do where rounding to nearest on the same grid brings memory back, and where it does not."""
+    runs = [run for one in found for run in one.met]
+    names = quantizers_of(runs)
+    out = []
+    for plain in [name for name in names if family_of(name) == "rtn"]:
+        alike = [n for n in names if family_of(n) in ("gptq", "awq") and _grid(n) == _grid(plain)]
+        for name in alike:
+            both = [run for run in runs if {plain, name} <= set(run.extra["recovered"])]
+            if both:
+                out.append(_beside(both, plain, name))
+    return out
+
+
+def _grid(name: str) -> tuple[int, str]:
+    """Bits and groups, whatever text it was calibrated on."""
+    return bits_of(name), grid_of(name).removesuffix(" heldout").removesuffix(" forget")
+
+
+def _beside(runs: Sequence[Record], plain: str, other: str) -> str:
+    """One calibrated quantizer beside rounding to nearest on the same grid, over the runs that have both."""
+
+    def back(run: Record, name: str) -> bool:
+        return bool(run.extra["recovered"][name]["recovers"]["recovers"])
+
+    def shares(some: Sequence[Record], name: str) -> str:
+        known = [run.extra["recovered"][name][TEXT] for run in some]
+        known = [one["value"] for one in known if one["defined"]]
+        return f"median {number(statistics.median(known), 0)} %" if known else "share not defined"
+
+    fails, holds = ([run for run in runs if back(run, plain) is way] for way in (True, False))
+    also, alone = (sum(back(run, other) for run in some) for some in (fails, holds))
+    rtn, name = quantizer_title(plain), quantizer_title(other)
+    if not fails:
+        return f"Under {rtn} memory returns in none of {counted(len(runs), 'run')}; under {name} in {alone}."
+    told = (
+        f"Of {counted(len(fails), 'run')} in which memory returns under {rtn} ({shares(fails, plain)} of the text), it "
+        f"does under {name} in {also} ({shares(fails, other)})"
+    )
+    return f"{told}; of the other {len(holds)}, in {alone}." if holds else f"{told}."
+
+
+# --- one arm against another ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How much more of the forgotten one arm gives away than another as it is quantized.
+
+    Attributes:
+        quantizer: of both.
+        difference, low, high: of their rises from bf16, points, with a paired 95 % interval over examples.
+        seeds: the differences of single seeds, points.
+        threshold: points that count.
+    """
+
+    quantizer: str
+    difference: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    threshold: float
+
+    @property
+    def outcome(self) -> int:
+        """−1: the first rises less, 1: more, 0: not told apart.
+
+        Told apart are they only if all three hold: the difference of the means is at least the threshold, the interval
+        over examples excludes zero, and every seed points the same way.
+        """
+        for sign in (-1, 1):
+            ends = min(sign * self.low, sign * self.high), min(sign * value for value in self.seeds)
+            if sign * self.difference >= self.threshold and min(ends) > 0:
+                return sign
+        return 0
+
+
+def contrast(one: Contender, other: Contender, metric: str) -> list[Contrast]:
+    """Two arms under every quantizer that both have, over the seeds in which both met the goal.
+
+    Scores are averaged over the seeds for each example, and the examples are resampled, all four scores of each paired.
+    """
+    pairs = [(a, b) for a in one.met for b in other.met if a.config["seed"] == b.config["seed"]]
+    names = [
+        name for name in quantizers_of(one.met) if all(name in run.scores["unlearned"] for p in pairs for run in p)
+    ]
+    out = []
+    for name in names if pairs else ():
+        rises = [[_rise(run, name, metric) for run in pair] for pair in pairs]
+        if any(len(a) != len(b) for a, b in rises):
+            raise ValueError(f"{one.name} and {other.name} report other examples: they cannot be compared.")
+        first, second = (
+            [statistics.fmean(rise) for rise in zip(*some, strict=True)] for some in zip(*rises, strict=True)
+        )
+        difference, low, high = (100 * value for value in paired_difference(second, first))
+        single = tuple(100 * (statistics.fmean(a) - statistics.fmean(b)) for a, b in rises)
+        out.append(Contrast(name, difference, low, high, single, RECOVERY_POINTS[metric]))
+    return out
+
+
+def _rise(run: Record, quantizer: str, metric: str) -> list[float]:
+    """Of each example, from bf16 to a quantizer."""
+    before, after = (run.scores["unlearned"][name][metric]["per_example"] for name in ("bf16", quantizer))
+    return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def against(found: Sequence[Contender], metric: str, guard: str = "quail") -> list[str]:
+    """A guard against plain LoRA, of each method that has both; and beside the plain arm that it guards."""
+    out = []
+    for one in [one for one in found if one.guard == guard]:
+        alike = [two for two in found if (two.corpus, two.method, two.guard) == (one.corpus, one.method, "")]
+        rivals = [two for two in alike if two.arm in ("LoRA", one.arm)]
+        for two in sorted(rivals, key=lambda two: two.arm != "LoRA"):
+            out.append(_against(one, two, metric))
+        if not any(two.arm == "LoRA" for two in rivals):
+            out.append(f"{one.name} on {one.corpus}: plain LoRA was not run, so the two are not compared.")
+    return out or [f"No run with {GUARDS[guard]} is among them."]
+
+
+def _against(one: Contender, two: Contender, metric: str) -> str:
+    compared = contrast(one, two, metric)
+    head = f"{method_title(one.method)} on {one.corpus}, {one.way} against plain {two.arm}"
+    if not compared:
+        return f"{head}: not compared, since there is no seed in which both met the goal."
+    n = len(one.met[0].scores["unlearned"]["bf16"][metric]["per_example"])
+    seeds = counted(len(compared[0].seeds), "seed")
+    less, more = ([c for c in compared if c.outcome == sign] for sign in (-1, 1))
+    parts = [f"{words} under {listed([_point(c) for c in some])}"
+             for words, some in (("it rises less", less), ("it rises more", more)) if some]  # fmt: skip
+    rest = len(compared) - len(less) - len(more)
+    if rest:
+        parts.append(
+            f"under {'all ' if rest == len(compared) else ''}{counted(rest, 'quantizer')} the two cannot be told apart"
+        )
+    if less and more:
+        verdict = "Neither holds better under every quantizer"
+    elif less or more:
+        verdict = f"By the rule {one.way if less else f'plain {two.arm}'} holds better"
+    else:
+        verdict = f"By the rule {one.way} is neither better nor worse than plain {two.arm}"
+    name, kept = (HEADINGS[which].rsplit(" ", 1)[0] for which in (metric, KEPT[metric]))
+    return (
+        f"{head} ({name}, {seeds}, n = {n}): {'; '.join(parts)}. {verdict}; {kept} in bf16 is {_mean(one, metric)} and "
+        f"{_mean(two, metric)}."
+    )
+
+
+def _point(one: Contrast) -> str:
+    low, value, high = (number(x, 0) for x in (one.low, one.difference, one.high))
+    return f"{quantizer_title(one.quantizer)} (by {value} [{low}, {high}] points)"
+
+
+def _mean(one: Contender, metric: str) -> str:
+    found = values(one.met, "bf16", KEPT[metric])
+    return number(statistics.fmean(found), 0) if found else "unknown"
+
+
+# --- the most robust, and certificates ------------------------------------------------------------------------------
+
+
+def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str]:
+    """Whose text rises least under its worst quantizer, of those that met the goal in every seed and kept their use.
+
+    What rises by less than the points of the rule more is not told apart from it.
+    """
+    able = []
+    for one in found:
+        target = one.runs[0].scores["target"]["bf16"].get("utility", {}).get("value")
+        kept = values(one.met, "bf16", "utility")
+        if len(one.met) == len(one.runs) and target and kept and statistics.fmean(kept) >= floor * target:
+            able.append(one)
+    if not able:
+        return [
+            f"No configuration met the goal in every seed and kept {100 * floor:g} % of the target's Utility in bf16."
+        ]
+    names = in_rank(set.intersection(*(set(run.scores["unlearned"]) for one in able for run in one.met)) - {"bf16"})
+    if not names:
+        return ["They were measured under no quantizer in common."]
+    worst = {one.name: worst_rise(one, names) for one in able}
+    best = min(worst, key=lambda name: worst[name][0])
+    limit = worst[best][0] + RECOVERY_POINTS[TEXT]
+    near = [name for name in worst if name != best and worst[name][0] < limit]
+    far = [name for name in worst if worst[name][0] >= limit]
+
+    def told(name: str) -> str:
+        rise, quantizer = worst[name]
+        return f"{name} ({number(rise, 0)} points, {quantizer_title(quantizer)})"
+
+    out = [
+        f"{counted(len(able), 'configuration')} of {len(found)} met the goal in every seed and kept {100 * floor:g} % "
+        f"of the target's Utility in bf16. Over the {counted(len(names), 'quantizer')} that all of them have, the mean "
+        f"rise of VerbMem under the worst is least for {told(best)}."
+    ]
+    out += (
+        [f"Less than {RECOVERY_POINTS[TEXT]:g} points over that are {listed(list(map(told, near)))}."] if near else []
+    )
+    return out + ([f"Further up are {listed(list(map(told, far)))}."] if far else [])
+
+
+def worst_rise(one: Contender, names: Sequence[str]) -> tuple[float, str]:
+    """The largest rise of mean VerbMem from bf16 to one of the quantizers, points, and which one."""
+    before = statistics.fmean(values(one.met, "bf16", TEXT))
+    return max((statistics.fmean(values(one.met, name, TEXT)) - before, name) for name in names)
+
+
+def certified(found: Sequence[Contender]) -> list[str]:
+    """Whose certificates hold at the stated ceiling and floor, whose do not, and which are refused."""
+    known = [one for one in found if one.certificate]
+    if not known:
+        return ["No certificate was issued."]
+    terms: dict[tuple, list[Contender]] = {}
+    for one in known:
+        made = one.certificate
+        quantizers, transforms = tuple(made["declared"]["quantizers"]), tuple(made["declared"]["transforms"])
+        terms.setdefault((made["forget_ceiling"], made["utility_floor"], quantizers, transforms), []).append(one)
+    out = []
+    for (ceiling, floor, quantizers, transforms), some in terms.items():
+        parts = []
+        for outcome, words in (
+            ("holds", "holds for"),
+            ("does not hold", "does not hold for"),
+            ("refused", "is refused for"),
+        ):
+            told = [
+                f"{one.name} (at most {number(one.certificate['worst_excess'], 0)} points)"
+                if outcome != "refused"
+                else f"{one.name} (at least {100 * one.certificate['least_utility']:.0f} % of Utility is left)"
+                for one in some
+                if one.certificate["outcome"] == outcome
+            ]
+            parts.append(f"it {words} {listed(told) if told else 'none'}")
+        out.append(
+            f"At a ceiling of {ceiling:g} points over the retrained model and a floor of {100 * floor:g} % of the "
+            f"target's Utility, over {counted(len(quantizers), 'precision')} and the transforms "
+            f"{', '.join(transforms)}, {counted(len(some), 'certificate')} "
+            f"{'was' if len(some) == 1 else 'were'} asked for: {'; '.join(parts)}."
+        )
+    hopeless = [one for one in known if _impossible(one.certificate)]
+    if hopeless:
+        grids = in_rank({name for one in hopeless for name in _impossible(one.certificate)} - {"bf16"})
+        out.append(
+            f"Under {either([quantizer_title(name) for name in grids]) if grids else 'bf16'} the retrained model, too, "
+            f"misses the floor: of the refusals {len(hopeless)} would have come without any unlearning."
+        )
+    without = [one.name for one in found if not one.certificate]
+    return out + ([f"Without a certificate: {listed(without)}."] if without else [])
+
+
+def _impossible(certificate: Mapping[str, Any]) -> set[str]:
+    """Quantizers under which even the retrained model misses the floor, where a certificate was refused."""
+    if certificate["outcome"] != "refused":
+        return set()
+    return {row["quantizer"] for row in certificate["cells"] for one in row["utility"].values() if not one["possible"]}
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+NAMES = {
+    "quail_norm": "norm", "quail_positions": "positions", "quail_step": "Δ_q", "quail_quantizer": "quantizer of Δ_q",
+    "ste_quantizers": "quantizer", "sam_rho": "ρ", "bin_margin_quantizer": "quantizer",
+}  # fmt: skip
+
+
+SAID = {
+    "abs": "of each logit by itself", "l2": "L2 over all logits of a token", "linf": "L∞ over all logits of a token",
+    "all": "all tokens", "answer": "all tokens but the first quarter", "mean": "the mean step of the weights",
+    "carried": "the step of the head, carried to its output",
+    "measured": "the mean change of a logit when the target is rounded",
+}  # fmt: skip
+
+
+def options(found: Sequence[Contender]) -> dict[str, str]:
+    """Guard (also ``sure``) -> the options that its runs were given, in words; those that were not run have none."""
+    out = {}
+    for guard in GUARDS:
+        configs = [run.config for one in found if one.guard == guard for run in one.runs]
+        if configs:
+            # γ is filled in only for guards that add a term.
+            told = [("γ", "guard_weight"), *((NAMES[name], name) for name, of in GUARD_OPTIONS.items() if of == guard)]
+            words = [f"{words} {_values(configs, field)}" for words, field in told if _values(configs, field)]
+            out[guard] = ", ".join(words)
+    configs = [run.config for one in found for run in one.runs if run.config["adapter"] == "sure"]
+    if configs:
+        rates = sorted({config["learning_rate"] for config in configs if config.get("learning_rate")})
+        out["sure"] = f"percentile {_values(configs, 'sure_percentile')}, rate {listed([general(r, 3) for r in rates])}"
+    return out
+
+
+def settings(found: Sequence[Contender]) -> dict[str, list]:
+    """What the runs of each contender were given and how long they took: ``heads`` and ``rows`` of a table."""
+    rows = []
+    for one in found:
+        configs = [run.config for run in one.runs]
+
+        def told(field: str, configs: Sequence[Mapping[str, Any]] = configs) -> str:
+            known = sorted({config[field] for config in configs if config.get(field) is not None})
+            return ", ".join(general(value, 3) if isinstance(value, float) else str(value) for value in known) or "–"
+
+        steps = [float(run.extra["history"][-1]["step"] + 1) for run in one.met if run.extra.get("history")]
+        fields = [told(name) for name in ("learning_rate", "retain_weight", "beta", "adam_beta2", "epochs")]
+        met = f"{len(one.met)} of {len(one.runs)}"
+        rows.append([method_title(one.method), one.way, *fields, told("seed"), span(steps) if steps else "–", met])
+    heads = ["Method", "Arm", "Rate", "λ", "β", "β₂", "Epochs at most", "Seeds", "Steps to the goal", "Met"]
+    return {"heads": heads, "rows": rows}
+
+
+def _values(configs: Iterable[Mapping[str, Any]], field: str) -> str:
+    told = []
+    for value in (config.get(field) for config in configs):
+        if value is None:
+            continue
+        words = value if isinstance(value, list | tuple) else [value]
+        told.append(
+            ", ".join(f"{w:g}" if isinstance(w, int | float) else SAID.get(w, precision_label(w)) for w in words)
+        )
+    return listed(list(dict.fromkeys(told))) if told else ""
