@@ -30,6 +30,7 @@ MINI: dict[str, tuple[float, float]] = {"full": (2.61e-05, 5.0), "lora": (0.0001
 MINI_OTHER: dict[tuple[str, str, str], tuple[float, float]] = {
     ("news", "ga", "full"): (5.23e-05, 5.0),
     ("books", "ga_gdr", "full"): (2.61e-05, 1.0),
+    ("books", "simnpo_gdr", "full"): (2.61e-05, 1.0),
     ("tweets", "ga_gdr", "full"): (5.23e-05, 1.0),
     ("tweets", "ga_gdr", "lora"): (0.00013, 1.0),
 }
