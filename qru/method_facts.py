@@ -37,9 +37,11 @@ from qru.style import precision_label
 from qru.tables import HEADINGS, number
 from qru.typeset import method_title
 
+BETA_OF = ("npo", "simnpo", "dpo", "idkdpo")
 TEXT, LABELS = "verbmem", "forget_accuracy"
 KEPT = {TEXT: "utility", LABELS: "retain_accuracy"}
 WHAT = {TEXT: "memory returns", LABELS: "labels return"}
+LEVEL = {TEXT: "VerbMem", LABELS: "forget accuracy"}
 ARTEFACTS = {"text": "tables/three", "labels": "tables/four", "overlap": "tables/overlap"}
 
 
@@ -131,6 +133,7 @@ def common(runs: Sequence[Record], found: Sequence[Contender], metric: str) -> d
         "n": listed(sorted(count for count in counts if count is not None)),
         "bf16": {m: span(values(met, "bf16", m)) for m in (metric, KEPT[metric])},
         "returns": returns(found, metric),
+        "anyway": anyway(found, metric),
         "settings": settings(found),
     }
 
@@ -191,6 +194,24 @@ def returns(found: Sequence[Contender], metric: str) -> list[str]:
     if never:
         out.append(sentence(f"{WHAT[metric]} under no quantizer that they were measured under: {'; '.join(never)}"))
     return out
+
+
+def anyway(found: Sequence[Contender], metric: str) -> list[str]:
+    """What the runs that missed the goal did under quantizers: measured, and counted nowhere."""
+    out = []
+    for one in found:
+        missed = [run for run in one.runs if not met_goal(run)]
+        if not missed:
+            continue
+        told = {name: recovered_of(missed, name) for name in quantizers_of(missed)}
+        back = {name: sum(r["recovers"]["recovers"] for r in rows) for name, rows in told.items()}
+        parts = [f"{quantizer_title(name)} in {some} of {len(told[name])}" for name, some in back.items() if some]
+        level = span(values(missed, "bf16", metric))
+        where = f"under {listed(parts)}" if parts else "under none"
+        out.append(f"{one.name} ({counted(len(missed), 'run')}, {LEVEL[metric]} {level} in bf16) {where}")
+    if not out:
+        return []
+    return [f"Not counted, since the goal was missed, but measured, {WHAT[metric]} in {'; in '.join(out)}."]
 
 
 def risen(one: Contender, quantizer: str) -> tuple[int, int]:
@@ -509,6 +530,8 @@ def settings(found: Sequence[Contender]) -> dict[str, list]:
 
         steps = [float(run.extra["history"][-1]["step"] + 1) for run in one.met if run.extra.get("history")]
         fields = [told(name) for name in ("learning_rate", "retain_weight", "beta", "adam_beta2", "epochs")]
+        if one.method.split("_")[0] not in BETA_OF:
+            fields[2] = "–"  # a configuration has β whether or not the method reads it
         met = f"{len(one.met)} of {len(one.runs)}"
         rows.append([method_title(one.method), one.way, *fields, told("seed"), span(steps) if steps else "–", met])
     heads = ["Method", "Arm", "Rate", "λ", "β", "β₂", "Epochs at most", "Seeds", "Steps to the goal", "Met"]

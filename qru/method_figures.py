@@ -104,11 +104,12 @@ def tradeoff(records: Sequence[Record]) -> Figure:
             len(parts), 1, figsize=(PAGE, 0.5 + 2.5 * len(parts)), squeeze=False, sharex=True, sharey=True,
             layout="constrained",
         )  # fmt: skip
-        low = min(y for _, y in every)
+        low, high = (end(y for _, y in every) for end in (min, max))
+        room = max(high - low, 12.0)  # small differences must not fill the picture
         for ax, title in zip(axes[:, 0], arrows, strict=True):
             ax.grid(True, axis="both")
             ax.set_xlim(-3, 103)
-            ax.set_ylim(max(-4, min(low - 9, 60)), 105)
+            ax.set_ylim(max(-4, low - 0.2 * room), high + 0.15 * room)
             ax.set_title(title, fontweight="normal")
             ax.set_ylabel(f"{METRICS['utility']} (%)")
         axes[-1, 0].set_xlabel(f"{METRICS['verbmem']} (%): what is left of the forgotten text")

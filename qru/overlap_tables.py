@@ -22,7 +22,7 @@ MAKE = "Make one: python -m qru.overlap_record runs/<run>"
 ALL = "all"
 METHOD = "ga_gdr"
 WAYS = ("full bf16", "full bf16, QUAIL", "LoRA")  # of QUAIL's question: the plain arm, the guarded one, and LoRA
-QUANTITIES = {"median_change": "median\n|ΔW|/s", "rms": "rms\n|ΔW|/s", "overlap": "overlap\n"}
+QUANTITIES = {"median_change": "median\n|ΔW|/s", "rms": "rms\n|ΔW|/s", "overlap": "overlap"}
 
 
 def load_overlaps(files: Sequence[str] = (), quantizer: str = "rtn-int4-g128", folder: Path = KEPT) -> list[dict]:
@@ -35,12 +35,12 @@ def load_overlaps(files: Sequence[str] = (), quantizer: str = "rtn-int4-g128", f
         folder: of committed ones.
 
     Returns:
-        Each with ``config``, ``quantizer`` and ``layers``: rows as ``overlap_record.measure`` makes them. Of a run that
-        is there in both ways, what was measured.
+        Each with ``config``, ``quantizer`` and ``layers``: rows as ``overlap_record.measure`` makes them, none where a
+        record has no counts of layers under the quantizer. Of a run that is there in both ways, what was measured.
 
     Raises:
         LookupError: there is none.
-        ValueError: one is something else, or has no counts of layers under the quantizer (names it).
+        ValueError: one is something else (names it).
     """
     paths = named_or_all(files, folder, f"no changes of weights in {folder}. {MAKE}")
     found = sorted((_kept(path, quantizer) for path in paths), key=lambda one: "run" not in one)
@@ -60,15 +60,15 @@ def _kept(path: Path, quantizer: str) -> dict[str, Any]:
         "kind": KIND,
         "config": value["config"],
         "quantizer": quantizer,
-        "layers": from_counts(value, quantizer, path),
+        "layers": from_counts(value, quantizer),
     }
 
 
-def from_counts(record: Mapping[str, Any], quantizer: str, path: Path) -> list[dict[str, Any]]:
-    """The same of a run's record: what counts of layers do not say is left out (median; rms of slim records)."""
+def from_counts(record: Mapping[str, Any], quantizer: str) -> list[dict[str, Any]]:
+    """The same of a run's record: what counts of layers do not say is left out (the median; rms of older records)."""
     crossings = record["crossings"].get(quantizer, {})
     if not crossings.get("layers"):
-        raise ValueError(f"{path} has no counts of layers under {quantizer}: keep them (layers: in experiments.yaml).")
+        return []
     known = record.get("prediction", {}).get(quantizer, {})
     steps = {name: found["zero_bin"] for name, found in known.get("layers", {}).items()} | {ALL: known.get("zero_bin")}
     rows = []
@@ -95,15 +95,18 @@ def way_of(config: Mapping[str, Any]) -> str:
 def chosen(kept: Sequence[Mapping[str, Any]], method: str = METHOD, ways: Sequence[str] = WAYS) -> list[Mapping]:
     """Those of one method and of these arms and guards, as ``way_of`` calls them; in the order of ``ways``.
 
+    What has no counts of layers is left out.
+
     Raises:
-        ValueError: there is none.
+        ValueError: nothing is left.
     """
-    of_method = [one for one in kept if one["config"]["method"] == method]
+    of_method = [one for one in kept if one["config"]["method"] == method and one["layers"]]
     found = [one for way in ways for one in of_method if way_of(one["config"]) == way]
     if not found:
-        there = sorted({f"{one['config']['method']}, {way_of(one['config'])}" for one in kept})
+        there = sorted({f"{one['config']['method']}, {way_of(one['config'])}" for one in kept if one["layers"]})
         raise ValueError(
-            f"no changes of weights of {method} in {listed(ways)}; there are: {'; '.join(there) or 'none'}."
+            f"no changes of weights of {method} in {listed(ways)}; there are: {'; '.join(there) or 'none'}. A record "
+            "holds them under the quantizers that layers: of experiments.yaml names."
         )
     return found
 

@@ -43,6 +43,17 @@ def test_runs_that_missed_the_goal_are_named():
         "3 of 4 runs met the goal; missed by GA+GDR, full bf16, SAM (1 of 2), which count for nothing below."
     )
     assert method_facts.reached(runs[:1]) == "All 2 runs met the goal."
+    assert method_facts.anyway(runs[:1], "verbmem") == []
+
+
+def test_runs_that_missed_the_goal_are_measured_all_the_same():
+    runs = found(*seeds(0, 1, guard="bin_margin", back=(INT4,), reached=False), *seeds(0, 1, back=(INT3,)),
+                 method_record("npo_gdr", reached=False))  # fmt: skip
+    assert method_facts.anyway(runs, "verbmem") == [
+        "Not counted, since the goal was missed, but measured, memory returns in GA+GDR, full bf16, bin-margin (2 "
+        "runs, VerbMem 21 in bf16) under RTN int4 g128 in 2 of 2; in NPO+GDR, full bf16 (1 run, VerbMem 21 in bf16) "
+        "under none."
+    ]
 
 
 def test_calibrated_quantizers_stand_beside_rounding_on_the_same_grid():

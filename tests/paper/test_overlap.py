@@ -28,7 +28,7 @@ def kept(tmp_path):
 def test_counts_of_layers_say_all_but_the_median(kept):
     sheet = overlap_sheet(chosen(load_overlaps(kept)))
     assert [title for title, _ in sheet.columns] == ["", "full bf16", "full bf16, QUAIL", "LoRA"]
-    assert sheet.columns[1][1] == ("rms\n|ΔW|/s", "overlap\n"), "a column that nobody has is left out"
+    assert sheet.columns[1][1] == ("rms\n|ΔW|/s", "overlap"), "a column that nobody has is left out"
     assert [row[0].text for row in sheet.rows] == ["q", "k", "v", "o", "gate", "up", "down", "all layers"]
     # sum ΔW² = 0.004 over 1000 weights: 0.002; 20 of 1000 crossed; half a step is 0.0035.
     assert [cell.text for cell in sheet.rows[0]] == ["q", "0.007", *["29", "98.0"] * 3]
@@ -53,8 +53,13 @@ def test_older_records_have_no_size(kept, tmp_path):
     sheet = overlap_sheet(chosen(load_overlaps([str(tmp_path / "old.json")])))
     assert [cell.text for cell in sheet.rows[0]] == ["q", "0.007", "98.0"]
     assert "Not kept in these records: the median of |ΔW| and its root mean square." in sheet.note
-    with pytest.raises(ValueError, match=r"0\.json has no counts of layers under rtn-int3-g128: keep them"):
-        load_overlaps(kept, INT3)
+
+
+def test_records_without_counts_of_layers_are_left_out(kept, tmp_path):
+    write_json(tmp_path / "bare.json", slim(method_record(seed=2)))
+    assert len(chosen(load_overlaps([*kept, str(tmp_path / "bare.json")]))) == len(kept)
+    with pytest.raises(ValueError, match=r"and LoRA; there are: none\. A record holds them under the quantizers"):
+        chosen(load_overlaps(kept, INT3))
 
 
 def test_a_layer_by_hand(monkeypatch, tmp_path, kept):
@@ -77,7 +82,7 @@ def test_a_layer_by_hand(monkeypatch, tmp_path, kept):
     (one,) = load_overlaps([kept[0], str(tmp_path / "measured.json")])
     assert one["quantizer"] == "rtn-int4-tensor", "of the same run, what was measured"
     sheet = overlap_sheet([one])
-    assert sheet.columns[1][1] == ("median\n|ΔW|/s", "rms\n|ΔW|/s", "overlap\n")
+    assert sheet.columns[1][1] == ("median\n|ΔW|/s", "rms\n|ΔW|/s", "overlap")
     up, whole = sheet.rows
     assert (up[1].text, up[4].text, up[4].below) == ("0.1", "88", "75…100")
     assert whole[4].text == "88"
