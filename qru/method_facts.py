@@ -19,6 +19,7 @@ from qru.method_tables import (
     bits_of,
     contenders,
     family_of,
+    fewer_seeds,
     grid_of,
     in_rank,
     load_compared,
@@ -129,6 +130,7 @@ def common(runs: Sequence[Record], found: Sequence[Contender], metric: str) -> d
         "quantizers": listed([quantizer_title(name) for name in quantizers_of(runs)]),
         "quantizer_count": str(len(quantizers_of(runs))),
         "goal": listed([f"{goal:g}" for goal in goals]) if goals else "none",
+        "fewer": " ".join(fewer_seeds(found)),
         "met": reached(found),
         "n": listed(sorted(count for count in counts if count is not None)),
         "bf16": {m: span(values(met, "bf16", m)) for m in (metric, KEPT[metric])},
@@ -236,10 +238,9 @@ def calibrated(found: Sequence[Contender]) -> list[str]:
     out = []
     for plain in [name for name in names if family_of(name) == "rtn"]:
         alike = [n for n in names if family_of(n) in ("gptq", "awq") and _grid(n) == _grid(plain)]
-        for name in alike:
-            both = [run for run in runs if {plain, name} <= set(run.extra["recovered"])]
-            if both:
-                out.append(_beside(both, plain, name))
+        both = [run for run in runs if {plain, *alike} <= set(run.extra["recovered"])]
+        if alike and both:
+            out.append(_beside(both, plain, alike))
     return out
 
 
@@ -248,27 +249,29 @@ def _grid(name: str) -> tuple[int, str]:
     return bits_of(name), grid_of(name).removesuffix(" heldout").removesuffix(" forget")
 
 
-def _beside(runs: Sequence[Record], plain: str, other: str) -> str:
-    """One calibrated quantizer beside rounding to nearest on the same grid, over the runs that have both."""
+def _beside(runs: Sequence[Record], plain: str, others: Sequence[str]) -> str:
+    """Calibrated quantizers beside rounding to nearest on the same grid, over the runs that have all of them."""
 
-    def back(run: Record, name: str) -> bool:
-        return bool(run.extra["recovered"][name]["recovers"]["recovers"])
+    def back(some: Sequence[Record], name: str) -> int:
+        return sum(bool(run.extra["recovered"][name]["recovers"]["recovers"]) for run in some)
 
-    def shares(some: Sequence[Record], name: str) -> str:
+    def share(some: Sequence[Record], name: str) -> str:
         known = [run.extra["recovered"][name][TEXT] for run in some]
         known = [one["value"] for one in known if one["defined"]]
         return f"median {number(statistics.median(known), 0)} %" if known else "share not defined"
 
-    fails, holds = ([run for run in runs if back(run, plain) is way] for way in (True, False))
-    also, alone = (sum(back(run, other) for run in some) for some in (fails, holds))
-    rtn, name = quantizer_title(plain), quantizer_title(other)
+    fails, holds = ([run for run in runs if bool(back([run], plain)) is way] for way in (True, False))
+    rtn = quantizer_title(plain)
     if not fails:
-        return f"Under {rtn} memory returns in none of {counted(len(runs), 'run')}; under {name} in {alone}."
-    told = (
-        f"Of {counted(len(fails), 'run')} in which memory returns under {rtn} ({shares(fails, plain)} of the text), it "
-        f"does under {name} in {also} ({shares(fails, other)})"
+        told = listed([f"under {quantizer_title(name)} in {back(holds, name)}" for name in others])
+        return f"Under {rtn} memory returns in none of {counted(len(runs), 'run')}, {told}."
+    told = listed([f"under {quantizer_title(name)} in {back(fails, name)} ({share(fails, name)})" for name in others])
+    out = (
+        f"Of {counted(len(fails), 'run')} in which memory returns under {rtn} ({share(fails, plain)} of the text), it "
+        f"does {told}"
     )
-    return f"{told}; of the other {len(holds)}, in {alone}." if holds else f"{told}."
+    also = listed([f"under {quantizer_title(name)} in {back(holds, name)}" for name in others])
+    return f"{out}; of the other {len(holds)}, {also}." if holds else f"{out}."
 
 
 # --- one arm against another ----------------------------------------------------------------------------------------
@@ -392,7 +395,8 @@ def _mean(one: Contender, metric: str) -> str:
 def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str]:
     """Whose text rises least under its worst quantizer, of those that met the goal in every seed and kept their use.
 
-    What rises by less than the points of the rule more is not told apart from it.
+    What rises by less than the points of the rule more is not told apart from it. Those of fewer seeds than others are
+    told apart from the comparison: they show directions.
     """
     able = []
     for one in found:
@@ -400,32 +404,35 @@ def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str
         kept = values(one.met, "bf16", "utility")
         if len(one.met) == len(one.runs) and target and kept and statistics.fmean(kept) >= floor * target:
             able.append(one)
+    terms = f"met the goal in every seed and kept {100 * floor:g} % of the target's Utility in bf16"
     if not able:
-        return [
-            f"No configuration met the goal in every seed and kept {100 * floor:g} % of the target's Utility in bf16."
-        ]
+        return [f"No configuration {terms}."]
     names = in_rank(set.intersection(*(set(run.scores["unlearned"]) for one in able for run in one.met)) - {"bf16"})
     if not names:
         return ["They were measured under no quantizer in common."]
+    seeds = max(len(one.runs) for one in able)
     worst = {one.name: worst_rise(one, names) for one in able}
-    best = min(worst, key=lambda name: worst[name][0])
+    main = [one.name for one in able if len(one.runs) == seeds]
+    best = min(main, key=lambda name: worst[name][0])
     limit = worst[best][0] + RECOVERY_POINTS[TEXT]
-    near = [name for name in worst if name != best and worst[name][0] < limit]
-    far = [name for name in worst if worst[name][0] >= limit]
+    near = [name for name in main if name != best and worst[name][0] < limit]
+    far = [name for name in main if worst[name][0] >= limit]
+    once = [name for name in worst if name not in main]
 
     def told(name: str) -> str:
         rise, quantizer = worst[name]
         return f"{name} ({number(rise, 0)} points, {quantizer_title(quantizer)})"
 
     out = [
-        f"{counted(len(able), 'configuration')} of {len(found)} met the goal in every seed and kept {100 * floor:g} % "
-        f"of the target's Utility in bf16. Over the {counted(len(names), 'quantizer')} that all of them have, the mean "
-        f"rise of VerbMem under the worst is least for {told(best)}."
+        f"{counted(len(able), 'configuration')} of {len(found)} {terms}. Over the {counted(len(names), 'quantizer')} "
+        f"that all of them have, the mean rise of VerbMem under the worst is least for {told(best)}, among those of "
+        f"{counted(seeds, 'seed')}."
     ]
     out += (
         [f"Less than {RECOVERY_POINTS[TEXT]:g} points over that are {listed(list(map(told, near)))}."] if near else []
     )
-    return out + ([f"Further up are {listed(list(map(told, far)))}."] if far else [])
+    out += [f"Further up are {listed(list(map(told, far)))}."] if far else []
+    return out + ([f"Of fewer seeds, which show directions alone: {listed(list(map(told, once)))}."] if once else [])
 
 
 def worst_rise(one: Contender, names: Sequence[str]) -> tuple[float, str]:
@@ -462,8 +469,9 @@ def certified(found: Sequence[Contender]) -> list[str]:
             parts.append(f"it {words} {listed(told) if told else 'none'}")
         out.append(
             f"At a ceiling of {ceiling:g} points over the retrained model and a floor of {100 * floor:g} % of the "
-            f"target's Utility, over {counted(len(quantizers), 'precision')} and the transforms "
-            f"{', '.join(transforms)}, {counted(len(some), 'certificate')} "
+            f"target's Utility, both ours, over {counted(len(quantizers), 'precision')}, the seeds of each row and the "
+            f"{'transform' if len(transforms) == 1 else 'transforms'} {', '.join(transforms)}, "
+            f"{counted(len(some), 'certificate')} "
             f"{'was' if len(some) == 1 else 'were'} asked for: {'; '.join(parts)}."
         )
     hopeless = [one for one in known if _impossible(one.certificate)]

@@ -331,7 +331,7 @@ def table_three(records: Sequence[Record], certificates: Sequence[Mapping[str, A
         *undefined_note(blocks),
         *example_note(score_means(row for one in found for row in one.shown)),
         f"From the left: {', '.join(quantizers)}.",
-        *certificate_note([one.certificate for one in found if one.certificate]),
+        *certificate_note(found),
         *missed_note(found),
         *missing_note(blocks),
     ]
@@ -343,10 +343,20 @@ def seeds_note(found: Sequence[Contender], range_as: str = "") -> list[str]:
     seeds = sorted({run.config["seed"] for one in found for run in one.runs})
     if len(seeds) == 1:
         return [f"One seed ({seeds[0]})."]
-    few = [f"{one.name} (seed {listed([run.config['seed'] for run in one.runs])})"
-           for one in found if len(one.runs) < len(seeds)]  # fmt: skip
-    out = [f"Means over the seeds {listed(seeds)}{range_as}."]
-    return out + ([f"Fewer seeds: {'; '.join(few)}."] if few else [])
+    return [f"Means over the seeds {listed(seeds)}{range_as}.", *fewer_seeds(found)]
+
+
+def fewer_seeds(found: Sequence[Contender]) -> list[str]:
+    """Whose runs are not of every seed, by the seeds that they are of."""
+    every = {run.config["seed"] for one in found for run in one.runs}
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for one in found:
+        if len(one.runs) < len(every):
+            by_seeds.setdefault(tuple(run.config["seed"] for run in one.runs), []).append(one.name)
+    return [
+        f"{'Seed' if len(seeds) == 1 else 'Seeds'} {listed(seeds)} alone: {'; '.join(names)}."
+        for seeds, names in by_seeds.items()
+    ]
 
 
 def undefined_note(blocks: Sequence[Block]) -> list[str]:
@@ -366,23 +376,28 @@ def missed_note(found: Iterable[Contender]) -> list[str]:
     ]
 
 
-def certificate_note(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was certified: precisions, transforms and seeds, the ceiling and the floor."""
-    if not found:
+def certificate_note(found: Sequence[Contender]) -> list[str]:
+    """What was certified: metrics, precisions and transforms, the ceiling and the floor; and seeds that differ."""
+    known = [one for one in found if one.certificate]
+    if not known:
         return []
     told = {
-        f"{listed([HEADINGS[name].split(' ')[0] for name in one['declared']['metrics']['forget']])}, "
-        f"{counted(len(one['declared']['quantizers']), 'precision')}, "
-        f"{counted(len(one['declared']['transforms']), 'transform')} "
-        f"({', '.join(one['declared']['transforms'])}) and "
-        f"{'seed' if len(one['declared']['seeds']) == 1 else 'seeds'} {listed(one['declared']['seeds'])}; allowed are "
-        f"{one['forget_ceiling']:g} points, with {100 * one['utility_floor']:g} % of the target’s Utility"
-        for one in found
+        f"{listed([HEADINGS[name].split(' ')[0] for name in made['declared']['metrics']['forget']])}, "
+        f"{counted(len(made['declared']['quantizers']), 'precision')}, "
+        f"{counted(len(made['declared']['transforms']), 'transform')} ({', '.join(made['declared']['transforms'])}) "
+        f"and the seeds of the row; allowed are {made['forget_ceiling']:g} points, with "
+        f"{100 * made['utility_floor']:g} % of the target’s Utility"
+        for made in (one.certificate for one in known)
     }
-    return [
+    out = [
         "Excess at most: what is given away beyond the retrained model, in points, the largest of the 95 % upper "
         f"bounds over {'; or over '.join(sorted(told))}."
     ]
+    other = [one for one in known if one.certificate["declared"]["seeds"] != [run.config["seed"] for run in one.runs]]
+    if other:
+        seeds = [f"{one.name} of {listed(one.certificate['declared']['seeds'])}" for one in other]
+        out.append(f"Certificates of other seeds than the row's: {'; '.join(seeds)}.")
+    return out
 
 
 # --- Table IV -------------------------------------------------------------------------------------------------------

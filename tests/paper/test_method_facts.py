@@ -59,15 +59,13 @@ def test_runs_that_missed_the_goal_are_measured_all_the_same():
 def test_calibrated_quantizers_stand_beside_rounding_on_the_same_grid():
     runs = found(*seeds(0, 1, back=(INT4, GPTQ4)), method_record(seed=2, back=(INT4,)), *seeds(0, 1, **LORA),
                  method_record(seed=2, back=(AWQ4,), **LORA))  # fmt: skip
-    gptq, awq = method_facts.calibrated(runs)
-    assert gptq == (
+    assert method_facts.calibrated(runs) == [
         "Of 3 runs in which memory returns under RTN int4 g128 (median 75 % of the text), it does under GPTQ int4 g128 "
-        "in 2 (median 75 %); of the other 3, in 0."
-    )
-    assert awq.endswith("it does under AWQ int4 g128 in 0 (median 0 %); of the other 3, in 1.")
+        "in 2 (median 75 %) and under AWQ int4 g128 in 0 (median 0 %); of the other 3, under GPTQ int4 g128 in 0 and "
+        "under AWQ int4 g128 in 1."
+    ]
     assert method_facts.calibrated(found(*seeds(0, 1, **LORA))) == [
-        "Under RTN int4 g128 memory returns in none of 2 runs; under GPTQ int4 g128 in 0.",
-        "Under RTN int4 g128 memory returns in none of 2 runs; under AWQ int4 g128 in 0.",
+        "Under RTN int4 g128 memory returns in none of 2 runs, under GPTQ int4 g128 in 0 and under AWQ int4 g128 in 0."
     ]
     assert method_facts.calibrated(found(method_record(quantizers=(INT4, INT3)))) == []
 
@@ -142,9 +140,12 @@ def test_the_most_robust_met_the_goal_and_is_of_use():
     assert first == (
         "2 configurations of 4 met the goal in every seed and kept 80 % of the target's Utility in bf16. Over the 8 "
         "quantizers that all of them have, the mean rise of VerbMem under the worst is least for GA+GDR, LoRA (0 "
-        "points, RTN int8 g128)."
+        "points, RTN int8 g128), among those of 2 seeds."
     )
     assert further == "Further up are GA+GDR, full bf16 (59 points, RTN int3 g128)."
+    once = method_facts.robust(found(*seeds(0, 1, back=(INT3,)), method_record(**LORA)))
+    assert "is least for GA+GDR, full bf16 (59 points, RTN int3 g128), among those of 2 seeds." in once[0]
+    assert once[1].startswith("Of fewer seeds, which show directions alone: GA+GDR, LoRA (0 points, ")
     near = method_facts.robust(found(*seeds(0, 1), *seeds(0, 1, **LORA)))
     assert near[1].startswith("Less than 10 points over that are GA+GDR, ")
     assert "No configuration met the goal" in method_facts.robust(found(method_record(reached=False)))[0]
@@ -159,10 +160,10 @@ def test_certificates_are_counted_at_their_terms():
     ]
     terms, blame, without = method_facts.certified(contenders([plain, lora, sam, method_record("npo_gdr")], made))
     assert terms == (
-        "At a ceiling of 10 points over the retrained model and a floor of 80 % of the target's Utility, over 9 "
-        "precisions and the transforms merged, prune-10, 3 certificates were asked for: it holds for GA+GDR, LoRA (at "
-        "most 6 points); it does not hold for GA+GDR, full bf16 (at most 88 points); it is refused for GA+GDR, full "
-        "bf16, SAM (at least 41 % of Utility is left)."
+        "At a ceiling of 10 points over the retrained model and a floor of 80 % of the target's Utility, both ours, "
+        "over 9 precisions, the seeds of each row and the transforms merged, prune-10, 3 certificates were asked for: "
+        "it holds for GA+GDR, LoRA (at most 6 points); it does not hold for GA+GDR, full bf16 (at most 88 points); it "
+        "is refused for GA+GDR, full bf16, SAM (at least 41 % of Utility is left)."
     )
     assert blame == (
         "Under RTN int3 g128 the retrained model, too, misses the floor: of the refusals 1 would have come without any "

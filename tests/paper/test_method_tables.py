@@ -103,7 +103,7 @@ def test_runs_may_lack_a_quantizer():
     assert row["4 bits RTN g128"].text == f"{SHARE / 2:.0f}"
     assert row_of(sheet, "NPO+GDR", "full bf16")["3 bits RTN g128"] == Cell("–")
     assert "–: no such run, or not measured." in sheet.note
-    assert "Fewer seeds: NPO+GDR, full bf16 (seed 0)." in sheet.note
+    assert "Seed 0 alone: NPO+GDR, full bf16." in sheet.note
 
 
 def test_a_run_that_missed_the_goal_is_marked_and_in_no_mean():
@@ -139,8 +139,13 @@ def test_certificates_stand_beside_the_runs_they_are_of():
     assert told("GA+GDR", "LoRA") == ["6", "yes"]
     assert told("NPO+GDR", "full bf16") == ["–", "–"]
     (note,) = [line for line in sheet.note if line.startswith("Excess at most")]
-    assert "VerbMem, 9 precisions, 2 transforms (merged, prune-10) and seeds 0, 1 and 2; allowed are 10 points" in note
+    assert (
+        "VerbMem, 9 precisions, 2 transforms (merged, prune-10) and the seeds of the row; allowed are 10 points" in note
+    )
     assert "80 % of the target’s Utility" in note
+    other = [line for line in sheet.note if line.startswith("Certificates of other seeds than the row's")]
+    assert "GA+GDR, LoRA of 0, 1 and 2" in other[0], "the rows here are of seed 0 alone"
+    assert not any("other seeds" in line for line in table_three(seeds(0, 1, 2), [certificate(plain)]).note)
 
 
 def test_a_certificate_of_other_models_is_none_of_these():
