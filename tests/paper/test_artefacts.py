@@ -14,6 +14,7 @@ from papermill.parameterize import parameterize_notebook
 from qru import evaluation_sheet, movement, print_figures, records, update_record, why, why_sheets
 from qru.sheet import Sheet, sheet_latex, sheet_typst
 from tests.notebooks.test_notebooks import ROOT, papermill, pictures
+from tests.paper.method_records import method_record
 from tests.synthetic import forget_set_records, why_record
 
 TENSOR, INT3, INT4 = "rtn-int4-tensor", "rtn-int3-g128", "rtn-int4-g128"
@@ -326,7 +327,11 @@ def files(tmp_path_factory):
         *why.grid(["books"], ["ga_klr"], [BF16, MASTER, LORA], [0]), *why.dial_grid()[:2],
         *(config for part in why_sheets.SLICES for config in why.slice_grid(part)[:2]), *why.size_grid()[:3],
     ]  # fmt: skip
-    out = {"why": [], "updates": [], "sets": []}
+    out = {"why": [], "updates": [], "sets": [], "methods": [], "tweets": []}
+    for name, corpus in (("methods", "books"), ("tweets", "tweets")):
+        for guard in (None, "quail"):
+            out[name].append(home / name / f"{guard}.json")
+            records.write_json(out[name][-1], records.slim(method_record(corpus=corpus, guard=guard), (INT4,)))
     for i, config in enumerate(dict.fromkeys(configs)):
         out["why"].append(home / "why" / f"{i}.json")
         records.write_json(out["why"][-1], records.slim(made_up(config), (TENSOR,)))
@@ -342,7 +347,8 @@ def files(tmp_path_factory):
 GIVEN = {
     "fig_why": "why", "fig_dial": "why", "fig_layers": "why", "fig_slices": "why", "fig_size": "why",
     "table_why": "why", "table_prediction": "why", "fig_kernel": "committed", "fig_scal_sust": "sets",
-    "fig_updates": "updates", "table_evaluation": "committed",
+    "fig_updates": "updates", "table_evaluation": "committed", "table_three": "methods", "table_four": "tweets",
+    "fig_tradeoff": "methods", "table_overlap": "methods",
 }  # fmt: skip
 
 
