@@ -421,7 +421,7 @@ def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str
 
     def told(name: str) -> str:
         rise, quantizer = worst[name]
-        return f"{name} ({number(rise, 0)} points, {quantizer_title(quantizer)})"
+        return f"{name} ({points(rise)}, {quantizer_title(quantizer)})"
 
     out = [
         f"{counted(len(able), 'configuration')} of {len(found)} {terms}. Over the {counted(len(names), 'quantizer')} "
@@ -433,6 +433,12 @@ def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str
     )
     out += [f"Further up are {listed(list(map(told, far)))}."] if far else []
     return out + ([f"Of fewer seeds, which show directions alone: {listed(list(map(told, once)))}."] if once else [])
+
+
+def points(value: float) -> str:
+    """``1 point``, ``59 points``."""
+    told = number(value, 0)
+    return f"{told} point{'s' * (told != '1')}"
 
 
 def worst_rise(one: Contender, names: Sequence[str]) -> tuple[float, str]:
@@ -460,7 +466,7 @@ def certified(found: Sequence[Contender]) -> list[str]:
             ("refused", "is refused for"),
         ):
             told = [
-                f"{one.name} (at most {number(one.certificate['worst_excess'], 0)} points)"
+                f"{one.name} (at most {points(one.certificate['worst_excess'])})"
                 if outcome != "refused"
                 else f"{one.name} (at least {100 * one.certificate['least_utility']:.0f} % of Utility is left)"
                 for one in some
