@@ -20,7 +20,7 @@ STYLE = """
   --bar: #125e6b; --bad: #a63a2b; --good: #125e6b; }
 @media (prefers-color-scheme: dark) { :root { --ground: #16181b; --ink: #e8e9ea; --soft: #9aa1a9; --line: #33383e;
   --panel: #1e2125; --s0: #f0806a; --s1: #c2643f; --s2: #7d5a35; --s3: #2f5f5e; --s4: #3f9094; --s5: #86dcd9;
-  --none: #2a2e33; --bar: #6fc6c4; --bad: #f0806a; --good: #86dcd9; } }
+  --none: #3b4148; --bar: #6fc6c4; --bad: #f0806a; --good: #86dcd9; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif; }
@@ -44,12 +44,23 @@ th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: 
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.text, th.text { text-align: left; white-space: normal; }
 tbody tr:hover { background: var(--panel); }
-figure { margin: 1.2rem 0 0; }
+.digest { white-space: nowrap; overflow-wrap: normal; }
+figure { margin: 1.2rem 0 0; } figcaption { margin-top: .6rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 1rem 0 0; padding: 0; list-style: none;
+  color: var(--soft); font-size: .8rem; }
+.legend span { font-size: 1.1rem; line-height: 1; print-color-adjust: exact; }
 svg { display: block; max-width: 100%; height: auto; font: 12px system-ui, sans-serif;
   font-variant-numeric: tabular-nums; }
 svg text { fill: var(--ink); } svg .dim { fill: var(--soft); }
 details { margin: 1.2rem 0; } summary { cursor: pointer; color: var(--soft); }
-@media print { details > * { display: block; } main { padding: 0; } }
+@media screen and (max-width: 66rem) { figure { overflow-x: auto; } figure svg { max-width: none; } }
+@media print { :root { --ground: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff; --s0: #a63a2b;
+  --s1: #d97b4f; --s2: #ecc58f; --s3: #a9cfc4; --s4: #4d9a9a; --s5: #125e6b; --none: #e4e6e8; --bar: #125e6b;
+  --bad: #a63a2b; --good: #125e6b; } details::details-content { content-visibility: visible; }
+  body { font-size: 10pt; } main { max-width: none; padding: 0; } .reading { border: 1px solid var(--line); }
+  h2, h3 { break-after: avoid; } figure, tr { break-inside: avoid; } .wide { overflow: visible; }
+  table { font-size: 7.5pt; } th, td { padding: .2rem .35rem; white-space: normal; }
+  .digest { white-space: normal; overflow-wrap: anywhere; } }
 """
 # Share of the update that survives -> colour; the edges are shown in the legend.
 EDGES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -71,7 +82,7 @@ def write_report(result: dict[str, Any], path: Path | str) -> None:
         result: from ``audit_checkpoint``.
         path: of the page.
     """
-    with atomic_file(Path(path)) as temporary:
+    with atomic_file(Path(path).expanduser()) as temporary:
         temporary.write_text(page(result), encoding="utf-8")
 
 
@@ -168,18 +179,12 @@ def _counts(rows: Iterable[tuple[str, dict]], label: str = "grid") -> str:
 
 def _legend() -> str:
     names = ["under 0.1: died", *(f"{low}–{high}" for low, high in pairwise(EDGES)), "0.9 and over"]
-    width, drawn = 132, []
-    for i, name in enumerate([*names, "did not move"]):
-        colour = "var(--none)" if i == len(names) else f"var(--s{i})"
-        drawn.append(
-            f'<rect x="{i * width}" y="2" width="14" height="14" rx="3" fill="{colour}"/>'
-            f'<text x="{i * width + 20}" y="13.5" class="dim">{name}</text>'
-        )
-    total = width * (len(names) + 1)
-    return (
-        f'<figure><svg viewBox="0 0 {total} 18" width="{total}" role="img" aria-label="legend">'
-        f"{''.join(drawn)}</svg></figure>"
+    colours = [*(f"var(--s{i})" for i in range(len(names))), "var(--none)"]
+    items = "".join(
+        f'<li><span style="color: {colour}" aria-hidden="true">■</span> {name}</li>'
+        for colour, name in zip(colours, [*names, "did not move"], strict=True)
     )
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _heat_map(spec: str, layers: dict[str, dict]) -> str:
@@ -229,7 +234,7 @@ def _distribution(movement: dict[str, dict], layers: dict[str, dict], lowest: in
     shares = [sum(scale[name] * movement[name]["bins"][i] for name in scale) / weights for i in range(length)]
     labels = [f"< {_power(lowest + 1)}", *(_power(lowest + i) for i in range(1, length - 1))]
     labels.append(f"≥ {_power(lowest + length - 1)}")
-    wide, high, top = 58, 150, 24
+    wide, high, top = 58, 150, 42  # above the bars: their shares, and over these the mark's name
     tallest = max(shares) or 1.0
     drawn = []
     for i, (label, share) in enumerate(zip(labels, shares, strict=True)):
@@ -247,8 +252,8 @@ def _distribution(movement: dict[str, dict], layers: dict[str, dict], lowest: in
     width = wide * length
     edge = wide * (-1 - lowest)  # where the bin that begins at 1/2 stands
     drawn.append(f'<path d="M0 {top + high + 0.5}H{width}" stroke="var(--line)"/>')
-    drawn.append(f'<path d="M{edge} {top - 6}V{top + high}" stroke="var(--soft)" stroke-dasharray="3 4"/>')
-    drawn.append(f'<text x="{edge}" y="{top - 10}" text-anchor="middle" class="dim">half a step</text>')
+    drawn.append(f'<path d="M{edge} 18V{top + high}" stroke="var(--soft)" stroke-dasharray="3 4"/>')
+    drawn.append(f'<text x="{edge}" y="12" text-anchor="middle" class="dim">half a step</text>')
     sampled = sum(one["sampled"] for one in movement.values())
     return (
         f'<figure><svg viewBox="0 0 {width} {top + high + 26}" width="{width}" role="img" aria-label="distribution of '
@@ -274,12 +279,13 @@ def _kept(kept: dict[str, Any] | None) -> str:
         )
         many = len(kept["changed"])
         parts.append(
-            f"<details{' open' if many <= 12 else ''}><summary>{many} tensors changed, and no grid takes that back."
-            "</summary>"
+            f"<details{' open' if many <= 12 else ''}><summary>{many} tensor{'s' * (many > 1)} changed, and no grid "
+            "takes that back.</summary>"
             '<div class="wide"><table><thead><tr><th>tensor</th><th>values</th><th>moved</th>'
             f"<th>|change| / |before|</th></tr></thead><tbody>{body}</tbody></table></div></details>"
         )
-    parts.append(f"<p>{kept['same']} tensors are the same on both sides.</p>")
+    same = {0: "No tensor is", 1: "1 tensor is"}.get(kept["same"], f"{kept['same']} tensors are")
+    parts.append(f"<p>{same} the same on both sides.</p>")
     for key, where in (("only_before", "before"), ("only_after", "after")):
         if kept[key]:
             parts.append(f"<p>Only {where}, or of another shape: {', '.join(map(_code, kept[key]))}.</p>")
@@ -289,7 +295,7 @@ def _kept(kept: dict[str, Any] | None) -> str:
 def _files(files: list[dict[str, Any]]) -> str:
     body = "".join(
         f'<tr><td class="mono">{escape(entry["path"])}</td><td>{entry["bytes"]:,}</td>'
-        f'<td class="text mono">{entry["sha256"] or "not computed"}</td></tr>'
+        f'<td class="text mono digest">{entry["sha256"] or "not computed"}</td></tr>'
         for entry in files
     )
     return (

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qru.audit_report import _distribution, page, shade, write_report
+from qru.audit_report import STYLE, _distribution, page, shade, write_report
 from qru.checkpoint_audit import LOWEST, audit_checkpoint, percent
 from qru.ops import QuantSpec
 from tests.checkpoints.made import model, nudged, write, write_adapter
@@ -139,6 +139,37 @@ def test_the_distribution_is_that_of_the_result(results):
     assert float(bars["1/2"].get("x")) == pytest.approx(float(edge) + 5)
 
 
+def test_the_legend_has_every_colour_in_order_and_wraps(results):
+    legend = re.search(r'<ul class="legend">.*?</ul>', page(results[0]))[0]
+    said = re.findall(r'color: (var\(--\w+\))"[^>]*>■</span> ([^<]+)</li>', legend)
+    assert [colour for colour, _ in said] == [shade(value) for value in (0, 0.1, 0.3, 0.6, 0.8, 1, None)]
+    assert [said[at][1] for at in (0, 2, -1)] == ["under 0.1: died", "0.25–0.5", "did not move"]
+    assert "<svg" not in legend  # a drawing would be scaled down on a narrow screen, its words with it
+
+
+@pytest.mark.parametrize("at", [-2, -1])
+def test_the_mark_s_name_stands_above_the_share_of_the_tallest_bar(at):
+    """The mark is at half a step, between the bars of 1/4 and 1/2: there the two texts would lie on each other."""
+    bins = [int(exponent == at) * 10 for exponent in range(LOWEST, 4)]
+    drawn = _distribution(
+        {"a": {"bins": bins, "unmoved": 0, "sampled": 10}}, {"a": {"weights": 10, "moved": 10}}, LOWEST
+    )
+    heights = dict(reversed(found) for found in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>([^<]+)<', drawn))
+    assert float(heights["half a step"]) + 12 <= float(heights["100 %"])  # 12 px is the size of the letters
+
+
+def test_a_digest_is_not_broken_into_a_column_of_letters(results):
+    text = page(results[0])
+    assert text.count('mono digest">') == len(results[0]["files"])
+    assert re.search(r"^\.digest {[^}]*white-space: nowrap", text, flags=re.M)
+
+
+def test_what_is_folded_is_printed():
+    printed = STYLE[STYLE.index("@media print") :]
+    assert "details::details-content { content-visibility: visible; }" in printed
+    assert "--ground: #fff" in printed  # paper is white, whatever the screen is
+
+
 def test_a_sample_stands_for_its_layer():
     """Half of one layer's sample, of a tenth of its weights, and none of another's, nine times as large."""
     movement = {"a": {"bins": [0, 5], "unmoved": 5, "sampled": 10}, "b": {"bins": [0, 0], "unmoved": 30, "sampled": 30}}
@@ -166,3 +197,9 @@ def test_a_report_appears_only_when_it_is_complete(results, tmp_path, monkeypatc
     with pytest.raises(ZeroDivisionError):
         write_report(results[0], tmp_path / "two.html")
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_the_home_folder_is_known_by_its_sign(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_report(results[0], "~/report.html")
+    assert (tmp_path / "report.html").is_file()
