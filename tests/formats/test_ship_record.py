@@ -120,11 +120,17 @@ def test_what_is_missing_and_where_it_came_from_is_said(record):
     assert "968,884,224 weights in 154 linear layers, 2.60 GB" in ship_record.title(record)
 
 
-def test_the_summary_shows_every_contestant_and_goal(record):
+def test_the_summary_shows_every_contestant_and_what_is_not_met(record):
     text = ship_record.summary(record)
     assert "| peft merge, save, reload in NF4 | 45 | 15 [15, 15] | 2,500 | 900 |" in text
     assert text.count("\n| ") == 1 + len(record["results"])
-    assert text.count("\n- ") == 8
+    record["missing"] = {"peft-nf4": "it is not installed"}
+    verdicts = [goal.verdict for goal in ship_record.goals(record)]
+    said = ship_record.summary(record).splitlines()[-1]
+    assert said.startswith(f"{verdicts.count('met')} of 8 aims met; ")
+    assert said.count("open: ") == verdicts.count("open") > 0
+    assert "open: qru quantize: at least 5 times as fast as peft merge + llmcompressor RTN: 5 [4.95, 6]; " in said
+    assert said.endswith("; missing: peft merge, save, reload in NF4: it is not installed.")
 
 
 def test_the_figure_has_a_bar_a_contestant_and_the_floors(record):

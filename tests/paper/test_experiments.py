@@ -197,7 +197,7 @@ def test_grids_shared_runs_and_committed_records(changed, tmp_path):
         cells = plan(path, "mini", grid, fresh=True).cells.values()
         assert len([one for one in cells if one.notebook == "05_kernel"]) == again
     path.write_text(path.read_text().replace("again: full", "again: never"))
-    with pytest.raises(ValueError, match="again.*'never'|'never'"):
+    with pytest.raises(ValueError, match="'never'"):
         plan(path, "mini")
 
 
