@@ -1,7 +1,8 @@
 """``qru``: the command. Thin: each command checks what it is given, calls one function of the package, and prints.
 
 Exit codes: 0 done, or what was asked about holds; 1 it does not hold; 2 bad input, with one line on stderr that says
-what to do. Results go to stdout, progress to stderr. Heavy imports stand inside the commands, so that help is instant.
+what to do; 3 a defect of this program, with its trace. Results go to stdout, progress to stderr. Heavy imports stand
+inside the commands, so that help is instant.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import csv
 import json
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-HOLDS, DOES_NOT, BAD = 0, 1, 2
+HOLDS, DOES_NOT, BAD, DEFECT = 0, 1, 2, 3
 NAMES = {"method", "adapter", "weights", "corpus", "scale", "target", "retrained", "tokenizer", "seed", "epochs"}
 
 AUDIT = """\
@@ -140,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"qru {given.command}: interrupted.", file=sys.stderr)
         return 130
+    except Exception:  # Python's own code for it is 1, which says that something does not hold
+        traceback.print_exc()
+        return DEFECT
 
 
 def parser() -> Parser:
@@ -462,6 +467,10 @@ def check_output(path: Path | str | None, inputs: Sequence[str]) -> None:
     path = Path(path).expanduser().resolve()
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file to write.")
+    if path.exists() and not path.is_file():  # a file would take the place of the device
+        raise ValueError(
+            f"{path} is no regular file, and would be replaced by one: give another name, or - for stdout."
+        )
     for folder in inputs:
         if path.is_relative_to(Path(folder).expanduser().resolve()):
             raise ValueError(f"{path} lies in {folder}, which is read and never written to: give another place.")

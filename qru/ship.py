@@ -418,7 +418,7 @@ def copied(inputs: Inputs) -> dict[str, bytes]:
     the certificate if there is one.
 
     Raises:
-        ValueError: one is a link that leaves its folder; a certificate that is no JSON.
+        ValueError: one is a link that leaves its folder; a certificate that is no JSON, or of other weights.
     """
 
     def matching(folder: Path, patterns: Sequence[str], role: str) -> list[Path]:
@@ -436,4 +436,31 @@ def copied(inputs: Inputs) -> dict[str, bytes]:
         for path in matching(place, (CERTIFICATE,), "certificate"):
             found[path.name] = path
             certified(path.read_bytes())
+            if place == inputs.home.folder:  # one beside an adapter is of the merged weights, which are not there
+                check_bound(path.read_bytes(), inputs.home.files)
     return {name: path.read_bytes() for name, path in found.items()}
+
+
+def check_bound(content: bytes, files: Sequence[Path]) -> None:
+    """Refuse a certificate that lies beside other weights than those it is of.
+
+    Args:
+        content: of the certificate; one that names no files, of whatever origin, says nothing that could be checked.
+        files: the weights that it lies beside. They are read for their digests.
+
+    Raises:
+        ValueError: naming the first file that differs.
+    """
+    found = json.loads(content)
+    runs = found.get("bound_to", {}) if isinstance(found, dict) else {}
+    runs = runs.get("runs") if isinstance(runs, dict) else None
+    if not isinstance(runs, dict) or not runs:
+        return
+    known = [one.get("files") for one in runs.values() if isinstance(one, dict)]
+    for path in files:
+        named = {one[path.name] for one in known if isinstance(one, dict) and path.name in one}
+        if file_sha256(path) not in named:
+            raise ValueError(
+                f"{path.parent / CERTIFICATE} is of other weights than those it lies beside: {path.name} is not what "
+                "it was. Certify these weights, or move it away."
+            )

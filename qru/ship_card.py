@@ -68,7 +68,13 @@ def card(
         ]
     if certificate is not None:
         sha256 = hashlib.sha256(certificate).hexdigest()
-        lines += ["", "## Certificate", "", f"`{CERTIFICATE}`, SHA-256 `{sha256}`, as it lay beside the weights:", ""]
+        place = "the adapter" if adapters else "the weights"
+        lines += ["", "## Certificate", "", f"`{CERTIFICATE}`, SHA-256 `{sha256}`, as it lay beside {place}.", ""]
+        lines += [
+            "It is of the weights, the quantizers and the grids that it lists, before this quantization, and of no "
+            "others: see that the grid above is among them.",
+            "",
+        ]
         lines += table(("", ""), certified(certificate))
     return "\n".join(lines) + "\n"
 
@@ -84,7 +90,13 @@ def certified(content: bytes) -> list[tuple[str, str]]:
 
 
 def table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    lines = [f"| {cell(name)} | {cell(value)} |" for name, value in rows]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *lines]
+
+
+def cell(text: str) -> str:
+    """A text that stays in its cell, whatever a folder or a certificate says."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def number(value: float | None) -> str:

@@ -107,6 +107,7 @@ def test_adapters_are_merged_in_their_order(pair, tmp_path, capsys):
         (["audit", "{base}", "{tuned}", "--json", "{tuned}/config.json"], "is read and never written to"),
         (["audit", "{base}", "{tuned}", "--html", "{home}"], "is a folder"),
         (["audit", "{base}", "{tuned}", "--csv", "/proc/none/x.csv"], "cannot be written"),
+        (["audit", "{base}", "{tuned}", "--html", "{pipe}"], "is no regular file"),
         (["audit", "{base}"], "required: UNLEARNED"),
         (["audit", "{base}", "{tuned}", "--spek", "x"], "unrecognized arguments: --spek"),
         (["audot"], "invalid choice: 'audot'"),
@@ -120,7 +121,8 @@ def test_adapters_are_merged_in_their_order(pair, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_2_and_one_clear_line(pair, tmp_path, capsys, arguments, named):
-    places = {"base": pair[0], "tuned": pair[1], "home": str(tmp_path)}
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null would be replaced by a file, where the user may
+    places = {"base": pair[0], "tuned": pair[1], "home": str(tmp_path), "pipe": str(tmp_path / "pipe")}
     try:
         code = main([argument.format(**places) for argument in arguments])
     except SystemExit as left:  # argparse leaves by itself
@@ -133,6 +135,18 @@ def test_bad_input_is_2_and_one_clear_line(pair, tmp_path, capsys, arguments, na
     assert lines[0].startswith("qru")
     assert named in lines[0]
     assert "Traceback" not in said.err
+
+
+def test_a_defect_does_not_read_as_a_verdict(pair, capsys, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr("qru.checkpoint_audit.audit_checkpoint", broken)
+    assert main(["audit", *pair, "--quiet"]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" in said.err
+    assert "99 bytes" in said.err
 
 
 def test_a_full_disk_leaves_no_file(pair, tmp_path, capsys, monkeypatch):

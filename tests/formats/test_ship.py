@@ -509,6 +509,32 @@ def test_the_card_says_what_it_was_made_from(tmp_path, pair):
     assert audit["layers"] == result["layers"]
 
 
+def test_a_certificate_of_other_weights_is_refused_before_anything_is_written(tmp_path, pair):
+    base = shutil.copytree(pair[0], tmp_path / "base")
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in base.glob("*.safetensors")}
+    other = {"files": dict.fromkeys(files, "0" * 64)}
+    for runs, fits in (({"a": other, "b": {"files": files}}, True), ({"a": other}, False)):
+        bound = {"certificate": 1, "outcome": "holds", "bound_to": {"runs": runs}}
+        (base / "certificate.json").write_text(json.dumps(bound))
+        if fits:
+            quantize_checkpoint(base, tmp_path / "out", **SMALL)
+            assert "| `outcome` | `holds` |" in (tmp_path / "out" / "README.md").read_text()
+            shutil.rmtree(tmp_path / "out")
+        else:
+            with pytest.raises(ValueError, match=r"certificate\.json is of other weights than those it lies beside"):
+                quantize_checkpoint(base, tmp_path / "out", **SMALL)
+            assert nothing_left(tmp_path)
+
+
+def test_what_a_certificate_says_stays_in_its_cell(tmp_path, pair):
+    base = shutil.copytree(pair[0], tmp_path / "base")
+    (base / "certificate.json").write_text(json.dumps({"statement": "one | two\n\n# Heading"}))
+    quantize_checkpoint(base, tmp_path / "out", **SMALL)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `statement` | `one \\| two # Heading` |\n" in card
+    assert "\n# Heading" not in card
+
+
 def test_the_command(tmp_path, pair, capsys):
     base, adapter, weights = map(str, pair)
     out = str(tmp_path / "out")
