@@ -34,6 +34,8 @@ DIED, HOLDS = 0.1, 0.5
 STILL = 0.5  # share of weights that did not move at all, from which the reading says what that looks like
 # |ΔW|/s by powers of two: bin i counts [2^(LOWEST+i), 2^(LOWEST+i+1)); smaller and larger ones are in the end bins.
 LOWEST, HIGHEST = -12, 3
+# ||dW|| / ||W|| from which two checkpoints look like two models; of two that know nothing of each other it is near 1.4.
+ANOTHER = 0.7
 SAMPLED = 1 << 16  # weights of a layer that the distribution of |ΔW|/s is taken from, in evenly spaced rows
 COMPARED = 1 << 20  # numbers of a tensor that is not quantized that are compared at a time: they stay in the cache
 
@@ -63,7 +65,7 @@ def audit_checkpoint(
         ``specs``: spec -> ``{"layers": {layer: counts}, "total": counts, "died": [layer], "holds": bool}``, where
         counts is what ``CrossingStats`` holds, with ``projection`` and ``cosine``;
         ``movement``: spec -> layer -> ``{"unmoved": n, "bins": [n], "sampled": n}``, the distribution of |ΔW|/s (s: the
-        base's step) in powers of two from ``lowest``;
+        base's step) in powers of two from ``lowest``; ``relative``: ||ΔW|| / ||W|| over all layers, from those rows;
         ``kept``: the tensors that are not quantized, ``{"changed": {name: {"values", "moved", "relative"}}, "same": n,
         "only_before": [name], "only_after": [name]}``;
         ``dtypes``: type -> weights that are stored in it; ``holds``; ``reading``: sentences; ``provenance``.
@@ -84,6 +86,7 @@ def audit_checkpoint(
     after_layers = {} if after is None else same_layers(before, layers, after)
     _check_groups(shapes, specs)
 
+    squares = [0.0, 0.0]  # of dW and of W
     found = {spec.name: {} for spec in specs}
     moved = {spec.name: {} for spec in specs}
     known = hashlib.sha256() if any(adapter.base_sha256 for adapter in merging) else None
@@ -109,13 +112,18 @@ def audit_checkpoint(
                         weight = tensors[0]
                         dtype = str(weight.dtype).removeprefix("torch.")
                         dtypes[dtype] = dtypes.get(dtype, 0) + weight.numel()
-                        if known is not None:
-                            into_digest(known, name, weight)
+                        if known is not None:  # of what the adapters are merged into
+                            into_digest(known, name, weight if after is None else tensors[1])
                         weight, update = _both(name, weight, tensors[1] if after is not None else None, merging)
                         for spec in specs:
                             found[spec.name][name] = _counted(name, weight, update, spec)
-                            moved[spec.name][name] = _movement(name, weight, update, spec)
-                        del weight, update
+                        every = max(1, weight.numel() // SAMPLED)
+                        rows, now = _rows(name, weight, update, every)
+                        for spec in specs:
+                            moved[spec.name][name] = _movement(name, weight, rows, now, spec)
+                        for at, part in enumerate((now.float() - rows.float(), rows.float())):
+                            squares[at] += weight.shape[0] / rows.shape[0] * float((part * part).sum())
+                        del weight, update, rows, now, part
                     elif (difference := _difference(name, *tensors)) is not None:
                         changed[name] = difference
                     bar.update(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
@@ -139,6 +147,7 @@ def audit_checkpoint(
         "specs": {spec.name: _judged(found[spec.name], shapes) for spec in specs},
         "movement": moved,
         "lowest": LOWEST,
+        "relative": math.sqrt(squares[0] / squares[1]) if squares[0] < math.inf > squares[1] > 0 else None,
         "kept": None if kept is None else _kept(kept, changed),
         "thresholds": {"died": DIED, "holds": HOLDS},
     }
@@ -179,6 +188,12 @@ def reading(result: dict[str, Any]) -> list[str]:
     layers = len(next(iter(result["specs"].values()))["layers"])
     by_adapter = bool(result["adapters"]) and result["kept"] is None
     lines = []
+    if (result["relative"] or 0) >= ANOTHER:
+        lines.append(
+            f"The difference is {percent(result['relative'])} of the base's own size: these look like two models, and "
+            "not like one before and after training. See that BASE is what the update started from; what follows "
+            "holds of these two files."
+        )
     if one["moved"] == 0:
         lines.append(
             f"None of the {one['weights']:,} weights of the {layers} quantized layers moved: there is nothing that "
@@ -208,7 +223,13 @@ def reading(result: dict[str, Any]) -> list[str]:
             else ""
         )
         lines.append(f"{percent(still)} of the weights did not move at all{like}.")
-    if (kept := result["kept"]) is None:
+    if (kept := result["kept"]) and (alone := len({*kept["only_before"], *kept["only_after"]})):
+        lines.append(
+            f"{alone} tensor{'s' * (alone > 1)} that {'are' if alone > 1 else 'is'} not quantized "
+            f"{'stand' if alone > 1 else 'stands'} on one side alone, or in another shape: see that both are one "
+            "architecture."
+        )
+    if kept is None:
         lines.append("Embeddings, norms and head are the base's: the adapter leaves them as they are.")
     elif kept["changed"]:
         lines.append(
@@ -267,15 +288,19 @@ def _counted(layer: str, weight: torch.Tensor, update: dict[str, Any], spec: Qua
     return stats | survival(stats)
 
 
-def _movement(layer: str, weight: torch.Tensor, update: dict[str, Any], spec: QuantSpec) -> dict[str, Any]:
-    """|ΔW|/s of evenly spaced rows of a layer, by powers of two; weights of groups without a step are left out."""
-    every = max(1, weight.numel() // SAMPLED)
+def _rows(layer: str, weight: torch.Tensor, update: dict[str, Any], every: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every so many rows of a layer, before and after its update."""
     rows = weight[::every].contiguous()
     if "lora_B" in update:
         few = update | {"lora_B": update["lora_B"][::every]}
-        now = merge_quantize(rows, **few, spec=QuantSpec(bits=8, group_size=-1), merged=True, name=layer).merged
-    else:
-        now = update["new_weight"][::every] if "new_weight" in update else rows
+        return rows, merge_quantize(rows, **few, spec=QuantSpec(bits=8, group_size=-1), merged=True, name=layer).merged
+    return rows, update["new_weight"][::every] if "new_weight" in update else rows
+
+
+def _movement(
+    layer: str, weight: torch.Tensor, rows: torch.Tensor, now: torch.Tensor, spec: QuantSpec
+) -> dict[str, Any]:
+    """|ΔW|/s of some rows of a layer, by powers of two; weights of groups without a step are left out."""
     if spec.group_size == "tensor":  # the step of the whole matrix, not of these rows
         ends = torch.stack(torch.aminmax(weight))[None]
         steps = grid_of(ends, replace(spec, group_size=-1), layer)[0].expand(rows.shape[0], 1)

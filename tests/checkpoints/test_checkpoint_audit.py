@@ -182,6 +182,54 @@ def test_what_is_not_quantized_is_compared(tmp_path, pair):
     assert (kept["only_before"], kept["only_after"]) == (["lm_head.weight"], ["model.extra"])
 
 
+def test_two_models_are_not_taken_for_one_before_and_after_training(tmp_path, pair, monkeypatch):
+    """Every weight crosses between strangers, and all of that "update" survives: the reading must not begin so."""
+    stranger = write(tmp_path / "stranger", seed=7)
+    old, new = (
+        torch.cat([layer.weight.data.flatten() for layer in linear_layers(load_weights(folder)).values()]).double()
+        for folder in (pair[0], stranger)
+    )
+    expected = float((new - old).norm() / old.norm())
+    found = audited(pair[0], stranger, [INT4])
+    assert expected > 1
+    assert found["relative"] == pytest.approx(expected, rel=1e-5)
+    assert f"{100 * expected:.0f} % of the base's own size" in found["reading"][0]
+    close = audited(pair[0], write(tmp_path / "close", change=nudged(0.005)), [INT4])
+    assert 0 < close["relative"] < 0.7
+    assert not any("two models" in line for line in close["reading"])
+
+    monkeypatch.setattr("qru.checkpoint_audit.SAMPLED", 64 * 4)  # some rows stand for all
+    assert audited(pair[0], stranger, [INT4])["relative"] == pytest.approx(expected, rel=0.1)
+
+
+def test_tensors_of_one_side_alone_are_in_the_reading(tmp_path):
+    base = write(tmp_path / "base")
+    other = write(tmp_path / "other", change=nudged(0.005))
+    assert not any("one side alone" in line for line in audited(base, other, [INT4])["reading"])
+    tensors = load_file(other / "model.safetensors")
+    save_file(tensors | {"model.extra": torch.ones(3)}, other / "model.safetensors")
+    (line,) = [line for line in audited(base, other, [INT4])["reading"] if "one side alone" in line]
+    assert line.startswith("1 tensor that is not quantized stands on")
+    longer = {"model.norm.weight": torch.ones(65)}  # on both sides, and in two shapes
+    save_file(tensors | longer | {"model.extra": torch.ones(3)}, other / "model.safetensors")
+    (line,) = [line for line in audited(base, other, [INT4])["reading"] if "one side alone" in line]
+    assert line.startswith("2 tensors that are not quantized stand on")
+
+
+def test_an_adapter_on_tuned_weights_is_held_against_those(tmp_path):
+    """It was trained on what it is merged into, which is not BASE."""
+    base, tuned = write(tmp_path / "base"), write(tmp_path / "tuned", change=nudged(0.005))
+    folder = write_adapter(tmp_path / "adapter", load_weights(tuned))
+    for known, fits in ((tuned, True), (base, False)):
+        digest = compress.base_digest(load_weights(known))
+        (folder / "base.json").write_text(json.dumps({"linear_layers_sha256": digest}))
+        if fits:
+            assert audited(base, tuned, [INT4], [folder])["specs"][INT4.name]["total"]["changed"] > 0
+        else:
+            with pytest.raises(ValueError, match="belongs to another base"):
+                audited(base, tuned, [INT4], [folder])
+
+
 def test_a_model_against_itself_has_no_update_to_hold(pair):
     found = audited(pair[0], pair[0], [INT4])
     assert not found["holds"]
