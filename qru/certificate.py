@@ -152,7 +152,7 @@ def certify(
             "seeds": [run.config["seed"] for run in runs],
             "metrics": {"forget": list(forgotten), "utility": list(useful), "left_out": left_out},
         },
-        "examples": {n: one["n"] for kind in ("forget", "utility") for n, one in rows[0][kind].items()},
+        "examples": _examples(rows),
         "cells": rows,
         "bound_to": bound,
         "configuration": _same(runs[0]),
@@ -402,7 +402,9 @@ def bound_to(made: models.Checkpoints, runs: Sequence[Record]) -> dict[str, Any]
 
 def _files(folder: Path) -> dict[str, Any]:
     """Digests of a checkpoint's weights and of what says how to compute with them."""
-    patterns = ("config.json", "model*.safetensors", "model*.index.json", "tokenizer.json", "tokenizer.model")
+    # Of an adapter beside the weights transformers loads both.
+    patterns = ("config.json", "model*.safetensors", "model*.index.json", "tokenizer.json", "tokenizer.model",
+                "adapter_config.json", "adapter_model*")  # fmt: skip
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = {path.name: checkpoint.file_sha256(path) for path in found}
     return {"files": files, "content": digest(files)}
@@ -491,6 +493,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _examples(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Metric -> how many examples; relearning, wherever it stands among the transforms, has fewer and no utility."""
+    plain = next(row for row in rows if row["utility"])
+    return {name: one["n"] for kind in ("forget", "utility") for name, one in plain[kind].items()}
+
+
 def _cells(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """One entry a cell and metric."""
     where = ("run", "seed", "transform", "quantizer")
@@ -512,7 +520,8 @@ def _judged(
     statement = {
         HOLDS: f"{over_what}, the unlearned model gives away at most {worst['upper']:.1f} points more {what} "
         f"than a model that never saw it (allowed: {forget_ceiling:g}), and keeps at least "
-        f"{least['lower']:.0%} of the usefulness of the model before unlearning (required: {utility_floor:.0%}).",
+        f"{least['lower']:.0%} of the usefulness of the model before unlearning (required: {utility_floor:.0%}); each "
+        f"with {LEVEL:.0%} confidence.",
         DOES_NOT: f"{over_what}, the unlearned model may give away up to {worst['upper']:.1f} points more {what} "
         f"than a model that never saw it; allowed are {forget_ceiling:g}.",
         REFUSED: f"No statement about forgetting is made: what may be left of the usefulness of the model before "
@@ -534,7 +543,7 @@ def _judged(
         elif blame:
             where = ", ".join(dict.fromkeys(f"{one['quantizer']} ({one['transform']})" for one in blame))
             reasons.append(
-                f"The retrained model misses the floor, too, under {where}: not unlearning is to blame there."
+                f"The retrained model misses the floor, too, under {where}: not unlearning alone is to blame there."
             )
     if over:
         reasons.append(

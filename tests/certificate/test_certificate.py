@@ -111,7 +111,7 @@ def test_a_destroyed_model_is_refused(destroyed):
 def test_what_destroys_every_model_is_named(clean):
     found = certify(clean, "rtn-int8-row", transforms="merged,prune-99.9", progress=False)
     assert found["outcome"] == "refused"
-    named = "under bf16 (prune-99.9), rtn-int8-row (prune-99.9): not unlearning is to blame there."
+    named = "under bf16 (prune-99.9), rtn-int8-row (prune-99.9): not unlearning alone is to blame there."
     assert found["reasons"][-1] == f"The retrained model misses the floor, too, {named}"
 
 
@@ -133,6 +133,19 @@ def test_what_a_stopping_rule_looked_at_is_not_scored(world, counted):
     # the odd half of 40; the two relearned passages are of the even half, so that no example is lost
     assert by_transform == {"merged": 20, "relearn-2x2": 20}
     assert found["examples"] == {"verbmem": 20, "utility": 20}
+
+
+def test_what_was_asked_is_told_whatever_comes_first(clean):
+    found = certify(clean, **SMALL | {"transforms": ("relearn-2x2", "merged")})
+    assert found["cells"][0]["forget"]["verbmem"]["n"] == 38, "two of the 40 are relearned"
+    assert found["examples"] == {"verbmem": 40, "utility": 20}
+    assert "how it answers questions about what it was to keep" in texts_of(page(found))[0]
+
+
+def test_a_statement_says_how_sure_it_is(clean):
+    found = certify(clean, **SMALL)
+    assert found["outcome"] == "holds"
+    assert "(required: 80%); each with 95% confidence." in found["statement"]
 
 
 def test_what_was_scored_before_a_kill_is_not_scored_again(knowing, counted, monkeypatch):
@@ -196,6 +209,10 @@ def test_it_is_bound_to_the_weights(world, clean, tmp_path):
     records.write_json(file, certify(run, **SMALL))
     assert verify(file, [run]) == []
     assert verify(file, [run / "model"]) == [], "the folder of the checkpoint will do"
+    adapter = run / "model" / "adapter_config.json"  # transformers would load one on top of the weights
+    adapter.write_text("{}")
+    assert "adapter_config.json changed" in "".join(verify(file, [run]))
+    adapter.unlink()
     weights = run / "model" / "model.safetensors"
     tensors = load_file(weights)
     first = next(iter(tensors))
