@@ -24,6 +24,7 @@ from qru.method_tables import (
     in_rank,
     load_compared,
     met_goal,
+    other_seeds,
     quantizer_title,
     quantizers_of,
     recovered_of,
@@ -162,7 +163,7 @@ def abstract(found: Sequence[Contender]) -> str:
     met = [one for one in found if one.met]
     back = [one for one in met if any(risen(one, name)[0] for name in quantizers_of(one.met))]
     told = (
-        f"At equal forgetting in bf16, memory returns under some quantizer in {len(back)} of "
+        f"When runs stop at one goal of forgetting in bf16, memory returns under some quantizer in {len(back)} of "
         f"{counted(len(met), 'combination')} of method, arm and guard"
     )
     parts = []
@@ -348,7 +349,26 @@ def against(found: Sequence[Contender], metric: str, guard: str = "quail") -> li
             out.append(_against(one, two, metric))
         if not any(two.arm == "LoRA" for two in rivals):
             out.append(f"{one.name} on {one.corpus}: plain LoRA was not run, so the two are not compared.")
+        out += idle(one, [run for two in alike if two.arm == one.arm for run in two.runs])
     return out or [f"No run with {GUARDS[guard]} is among them."]
+
+
+def idle(one: Contender, plain: Sequence[Record]) -> list[str]:
+    """In how many runs a guard's term was 0 whenever it was looked at, and which of them came out as the plain ones."""
+    terms = {run.config["seed"]: [row["guard"] for row in run.extra.get("history", ()) if "guard" in row]
+             for run in one.runs}  # fmt: skip
+    still = [seed for seed, found in terms.items() if found and not any(found)]
+    if not still:
+        return []
+    made = {run.config["seed"]: run for run in one.runs}
+    same = sorted(run.config["seed"] for run in plain if run.config["seed"] in still
+                  and run.scores["unlearned"] == made[run.config["seed"]].scores["unlearned"])  # fmt: skip
+    told = (
+        f"In {len(still)} of {counted(len(one.runs), 'run')} of {one.name} on {one.corpus} the guard's term was 0 at "
+        "every look: what it asks for was there already, so that it pushed nothing then"
+    )
+    seeds = f"{'seed' if len(same) == 1 else 'seeds'} {listed(same)}"
+    return [f"{told}{f'; with {seeds} every score is that of the plain run' if same else ''}."]
 
 
 def _against(one: Contender, two: Contender, metric: str) -> str:
@@ -432,7 +452,17 @@ def robust(found: Sequence[Contender], floor: float = UTILITY_FLOOR) -> list[str
         [f"Less than {RECOVERY_POINTS[TEXT]:g} points over that are {listed(list(map(told, near)))}."] if near else []
     )
     out += [f"Further up are {listed(list(map(told, far)))}."] if far else []
-    return out + ([f"Of fewer seeds, which show directions alone: {listed(list(map(told, once)))}."] if once else [])
+    out += [f"Of fewer seeds, which show directions alone: {listed(list(map(told, once)))}."] if once else []
+    return out + unequal(able)
+
+
+def unequal(found: Sequence[Contender]) -> list[str]:
+    """How far apart contenders are in bf16, though all met the goal: looks at it are steps apart."""
+    levels = {one.name: statistics.fmean(values(one.met, "bf16", TEXT)) for one in found}
+    ends = {number(levels[name], 0): name for name in (min(levels, key=levels.get), max(levels, key=levels.get))}
+    if len(ends) == 1:
+        return []
+    return [f"They are not equal in bf16: mean VerbMem is {' to '.join(f'{v} ({name})' for v, name in ends.items())}."]
 
 
 def points(value: float) -> str:
@@ -475,7 +505,8 @@ def certified(found: Sequence[Contender]) -> list[str]:
             parts.append(f"it {words} {listed(told) if told else 'none'}")
         out.append(
             f"At a ceiling of {ceiling:g} points over the retrained model and a floor of {100 * floor:g} % of the "
-            f"target's Utility, both ours, over {counted(len(quantizers), 'precision')}, the seeds of each row and the "
+            f"target's Utility, both ours, over {counted(len(quantizers), 'precision')}, the seeds of each row"
+            f"{' (for some other seeds, which the table names)' if any(map(other_seeds, some)) else ''} and the "
             f"{'transform' if len(transforms) == 1 else 'transforms'} {', '.join(transforms)}, "
             f"{counted(len(some), 'certificate')} "
             f"{'was' if len(some) == 1 else 'were'} asked for: {'; '.join(parts)}."
@@ -485,7 +516,7 @@ def certified(found: Sequence[Contender]) -> list[str]:
         grids = in_rank({name for one in hopeless for name in _impossible(one.certificate)} - {"bf16"})
         out.append(
             f"Under {either([quantizer_title(name) for name in grids]) if grids else 'bf16'} the retrained model, too, "
-            f"misses the floor: of the refusals {len(hopeless)} would have come without any unlearning."
+            f"misses the floor: of the refusals {len(hopeless)} would have met it, too."
         )
     without = [one.name for one in found if not one.certificate]
     return out + ([f"Without a certificate: {listed(without)}."] if without else [])

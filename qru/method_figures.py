@@ -16,7 +16,15 @@ from matplotlib.transforms import Bbox
 
 from qru import style
 from qru.figures import finished
-from qru.method_tables import Contender, contenders, met_goal, quantizer_title, quantizers_of, recovered_of
+from qru.method_tables import (
+    Contender,
+    contenders,
+    fewer_seeds,
+    met_goal,
+    quantizer_title,
+    quantizers_of,
+    recovered_of,
+)
 from qru.paper_tables import counted, listed
 from qru.records import Record, examples_of
 from qru.style import INK, MUTED
@@ -229,6 +237,7 @@ def caption(records: Sequence[Record]) -> str:
     told = [
         f"{counted(len(records), 'run')}, means over {'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)}; "
         f"n = {listed(counts['verbmem'])} passages and {listed(counts['utility'])} questions.",
+        *fewer_seeds(found),
         f"Worst of {counted(len(quantizers_of(records)), 'quantizer')}: the one named, under which VerbMem is highest; "
         "Utility is that under the same one.",
     ]

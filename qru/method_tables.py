@@ -68,7 +68,7 @@ class Contender:
 
     @property
     def shown(self) -> tuple[Record, ...]:
-        """Those that a table takes its means over: of equal forgetting; if no run met the goal, all."""
+        """Those that a table takes its means over: that met the goal; if no run did, all."""
         return self.met or self.runs
 
     @property
@@ -393,11 +393,15 @@ def certificate_note(found: Sequence[Contender]) -> list[str]:
         "Excess at most: what is given away beyond the retrained model, in points, the largest of the 95 % upper "
         f"bounds over {'; or over '.join(sorted(told))}."
     ]
-    other = [one for one in known if one.certificate["declared"]["seeds"] != [run.config["seed"] for run in one.runs]]
-    if other:
+    if other := list(filter(other_seeds, known)):
         seeds = [f"{one.name} of {listed(one.certificate['declared']['seeds'])}" for one in other]
         out.append(f"Certificates of other seeds than the row's: {'; '.join(seeds)}.")
     return out
+
+
+def other_seeds(one: Contender) -> bool:
+    """Whether its certificate is of other seeds than its runs are."""
+    return one.certificate["declared"]["seeds"] != [run.config["seed"] for run in one.runs]
 
 
 # --- Table IV -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def load_overlaps(files: Sequence[str] = (), quantizer: str = "rtn-int4-g128", f
 
     Returns:
         Each with ``config``, ``quantizer`` and ``layers``: rows as ``overlap_record.measure`` makes them, none where a
-        record has no counts of layers under the quantizer. Of a run that is there in both ways, what was measured.
+        record has no counts of layers under the quantizer. Of a run that is there in both ways, what was measured; and
+        one of two runs whose models are the same, since they differ in what was measured of them alone.
 
     Raises:
         LookupError: there is none.
@@ -47,7 +48,23 @@ def load_overlaps(files: Sequence[str] = (), quantizer: str = "rtn-int4-g128", f
     by_run: dict[str, dict[str, Any]] = {}
     for one in found:
         by_run.setdefault(one["config"]["hash"], one)
-    return list(by_run.values())
+    by_model: dict[tuple, dict[str, Any]] = {}
+    for one in by_run.values():
+        by_model.setdefault(_model(one), one)
+    return list(by_model.values())
+
+
+def _model(one: Mapping[str, Any]) -> tuple:
+    """What tells models apart: their settings, and how many weights moved and crossed in each layer."""
+    config = one["config"]
+    if not one["layers"]:
+        return (config["hash"],)
+    layers = tuple(
+        (row["layer"], *(round(row["weights"] * row[name] / 100) for name in ("moved", "overlap")))
+        for row in one["layers"]
+        if row["module"] != ALL  # counts over all layers have more digits than were kept
+    )
+    return way_of(config), *(config.get(key) for key in ("method", "corpus", "scale", "seed")), layers
 
 
 def _kept(path: Path, quantizer: str) -> dict[str, Any]:

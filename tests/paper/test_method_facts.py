@@ -37,6 +37,14 @@ def test_every_return_is_named_and_the_others_together():
     ]  # fmt: skip
 
 
+def test_the_abstract_claims_a_goal_and_no_equal_forgetting():
+    runs = found(*seeds(0, 1, back=(INT3,)), *seeds(0, 1, **LORA), method_record(guard="quail", back=(INT3,)))
+    assert method_facts.abstract(runs) == (
+        "When runs stop at one goal of forgetting in bf16, memory returns under some quantizer in 2 of 3 combinations "
+        "of method, arm and guard; with QUAIL's hinge in 1 of 1 run and with plain LoRA in 0 of 2 runs."
+    )
+
+
 def test_runs_that_missed_the_goal_are_named():
     runs = found(*seeds(0, 1), method_record(guard="sam", reached=False), method_record(guard="sam", seed=1))
     assert method_facts.reached(runs) == (
@@ -128,6 +136,19 @@ def test_a_guard_is_set_beside_the_arm_it_guards_too():
     assert "QUAIL holds better" in plain
 
 
+def test_a_guard_that_pushed_nothing_is_told():
+    guarded = seeds(0, 1, 2, guard="quail")
+    for run, term in zip(guarded, (0.0, 0.0, 0.3), strict=True):
+        run.extra["history"][-1]["guard"] = term
+    plain = [method_record(), method_record(seed=1, back=(INT3,))]
+    assert method_facts.against(found(*guarded, *plain), "verbmem")[-1] == (
+        "In 2 of 3 runs of GA+GDR, full bf16, QUAIL on books the guard's term was 0 at every look: what it asks for "
+        "was there already, so that it pushed nothing then; with seed 0 every score is that of the plain run."
+    )
+    guarded[0].extra["history"][0]["guard"] = guarded[1].extra["history"][0]["guard"] = 0.1
+    assert not any("pushed nothing" in told for told in method_facts.against(found(*guarded, *plain), "verbmem"))
+
+
 # --- the most robust, certificates, options ---------------------------------------------------------------------------
 
 
@@ -146,6 +167,12 @@ def test_the_most_robust_met_the_goal_and_is_of_use():
     once = method_facts.robust(found(*seeds(0, 1, back=(INT3,)), method_record(**LORA)))
     assert "is least for GA+GDR, full bf16 (59 points, RTN int3 g128), among those of 2 seeds." in once[0]
     assert once[1].startswith("Of fewer seeds, which show directions alone: GA+GDR, LoRA (0 points, ")
+    further_down = seeds(0, 1, **LORA)
+    for run in further_down:
+        run.scores["unlearned"]["bf16"]["verbmem"]["value"] = 9.0
+    assert method_facts.robust(found(*seeds(0, 1), *further_down))[-1] == (
+        "They are not equal in bf16: mean VerbMem is 9 (GA+GDR, LoRA) to 21 (GA+GDR, full bf16)."
+    )
     near = method_facts.robust(found(*seeds(0, 1), *seeds(0, 1, **LORA)))
     assert near[1].startswith("Less than 10 points over that are GA+GDR, ")
     assert "No configuration met the goal" in method_facts.robust(found(method_record(reached=False)))[0]
@@ -161,15 +188,17 @@ def test_certificates_are_counted_at_their_terms():
     terms, blame, without = method_facts.certified(contenders([plain, lora, sam, method_record("npo_gdr")], made))
     assert terms == (
         "At a ceiling of 10 points over the retrained model and a floor of 80 % of the target's Utility, both ours, "
-        "over 9 precisions, the seeds of each row and the transforms merged, prune-10, 3 certificates were asked for: "
-        "it holds for GA+GDR, LoRA (at most 6 points); it does not hold for GA+GDR, full bf16 (at most 88 points); it "
-        "is refused for GA+GDR, full bf16, SAM (at least 41 % of Utility is left)."
+        "over 9 precisions, the seeds of each row (for some other seeds, which the table names) and the transforms "
+        "merged, prune-10, 3 certificates were asked for: it holds for GA+GDR, LoRA (at most 6 points); it does not "
+        "hold for GA+GDR, full bf16 (at most 88 points); it is refused for GA+GDR, full bf16, SAM (at least 41 % of "
+        "Utility is left)."
     )
     assert blame == (
-        "Under RTN int3 g128 the retrained model, too, misses the floor: of the refusals 1 would have come without any "
-        "unlearning."
+        "Under RTN int3 g128 the retrained model, too, misses the floor: of the refusals 1 would have met it, too."
     )
     assert without == "Without a certificate: NPO+GDR, full bf16."
+    (same,) = method_facts.certified(contenders(seeds(0, 1, 2), made[:1]))
+    assert "over 9 precisions, the seeds of each row and the transforms" in same
     assert method_facts.certified(found(plain)) == ["No certificate was issued."]
 
 

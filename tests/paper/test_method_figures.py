@@ -60,9 +60,9 @@ def test_a_caption_counts():
     runs = [*seeds(0, 1), method_record(**LORA, reached=False), method_record(seed=1, **LORA),
             method_record(guard="sam", reached=False)]  # fmt: skip
     assert method_figures.caption(runs) == (
-        "5 runs, means over seeds 0 and 1; n = 50 passages and 40 questions. Worst of 8 quantizers: the one named, "
-        "under which VerbMem is highest; Utility is that under the same one. 2 runs missed the forgetting goal and are "
-        "left out, but of GA+GDR, full bf16, SAM, where all did."
+        "5 runs, means over seeds 0 and 1; n = 50 passages and 40 questions. Seed 0 alone: GA+GDR, full bf16, SAM. "
+        "Worst of 8 quantizers: the one named, under which VerbMem is highest; Utility is that under the same one. 2 "
+        "runs missed the forgetting goal and are left out, but of GA+GDR, full bf16, SAM, where all did."
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +88,17 @@ def test_a_layer_by_hand(monkeypatch, tmp_path, kept):
     up, whole = sheet.rows
     assert (up[1].text, up[4].text, up[4].below) == ("0.1", "88", "75…100")
     assert whole[4].text == "88"
+
+
+def test_one_model_that_was_measured_in_two_ways_counts_once(kept, tmp_path):
+    again = json.loads(Path(kept[0]).read_text())
+    again["config"]["hash"] = "of other metrics"
+    write_json(tmp_path / "again.json", again)
+    assert len(load_overlaps([*kept, str(tmp_path / "again.json")])) == len(kept)
+    first = next(iter(again["crossings"][INT4]["layers"].values()))
+    first["crossed"] += 1  # another model
+    write_json(tmp_path / "again.json", again)
+    assert len(load_overlaps([*kept, str(tmp_path / "again.json")])) == len(kept) + 1
 
 
 def test_what_cannot_stand_side_by_side_is_refused(kept):
