@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qru import budget, figures, kernel_record, paper_words, records, ship_record, why_sheets
+from qru.method_facts import method_facts
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
 README = PAPER.parent / "README.md"
 KERNELS = PAPER / "records" / "kernel"
+COMPARED = ("methods", "certificates", "tweets")
+TOLD = ("returns", "anyway", "calibration", "quail", "certified")
 
 
 def keep(folders: list[str]) -> None:
@@ -104,6 +107,18 @@ def ship() -> str:
     return "\n\n".join([*found, ship_record.NOTE] if found else ["There is no record of it yet: `make bench-ship`."])
 
 
+def methods() -> str:
+    """What returns with methods that are to survive, on text and on tweets, and whether QUAIL beats plain LoRA."""
+    kept = {name: sorted(map(str, (PAPER / "records" / name).glob("*.json"))) for name in COMPARED}
+    facts = method_facts({"tables/three": [*kept["methods"], *kept["certificates"]], "tables/four": kept["tweets"]})
+    parts = []
+    for words, part in (("Text", facts["text"]), ("Tweets", facts["labels"])):
+        if part:
+            parts += ["", f"**{words}** ({part['runs']} runs, seeds {part['seeds']}). {part['met']}", ""]
+            parts += [f"- {told}" for key in TOLD for told in part.get(key, ())]
+    return "\n".join(parts).strip() or "There is no record of it yet: `make paper FRESH=1 GRID=full`."
+
+
 def why() -> str:
     """The finding, and what it depends on."""
     parts = why_sheets.parts()
@@ -121,6 +136,7 @@ def rewritten(page: str, found: Sequence[records.Record]) -> str:
     page = block("kernel", kernel(KERNELS), page)
     page = block("ship", ship(), page)
     page = block("why", why(), page)
+    page = block("methods", methods(), page)
     page = block("evaluation", evaluation(PAPER / "records" / "evaluation"), page)
     return page
 
