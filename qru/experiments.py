@@ -134,12 +134,12 @@ def plan_file(scale: str, grid: str, fresh: bool) -> str:
 
 def _plan(path: Path, scale: str, grid: str, fresh: bool) -> Plan:
     declared, lines, places = _read(path)
-    corpora = declared["corpora"].get(scale, {})
     cells: dict[str, Cell] = {}
     shown: dict[str, tuple[list[str], list[str]]] = {}  # experiment -> runs, folders of committed records
     for name, entry in declared["experiments"].items():
+        made_at = "mini" if "records" in entry else scale  # committed records are made anew there alone
         try:
-            found = _cells(declared["defaults"], entry, scale, grid, corpora)
+            found = _cells(declared["defaults"], entry, made_at, grid, declared["corpora"].get(made_at, {}))
         except (TypeError, ValueError) as error:
             line = _line(lines, places, ("experiments", name), error)
             raise ValueError(f"{path}:{line}: experiment {name!r}: {error}") from error
