@@ -3,8 +3,9 @@
 The rule: on each corpus with seed 1000, which is never reported, with each method of ``SEARCHED``, and with the arm of
 each family that public code uses (bf16 weights for full fine-tuning, fp32 adapters for LoRA), try the rates of the grid
 from the smallest up, and for each λ from the largest down; take the first pair with which VerbMem on the stopping half
-of the forget examples reaches ``qru.defaults.GOAL`` within ``qru.defaults.STEPS`` (of labels: forget accuracy, and
-``ACCURACY_GOAL``). An attempt is given up half way if that is still over 90. The rates of full fine-tuning are the
+of the forget examples reaches ``qru.defaults.GOAL`` (of labels: forget accuracy, and ``ACCURACY_GOAL``) within
+``qru.defaults.EPOCHS``, which are ``STEPS`` steps on texts and 1,080 on tweets. An attempt is given up after half of
+``STEPS`` if that is still over 90. The rates of full fine-tuning are the
 largest at which no step of Adam reaches a power of two, but for rounding of bf16 moments, so that each stands for one
 edge of the dead zone (``qru.optimizers``).
 

@@ -17,7 +17,7 @@ import torch
 from qru import movement
 from qru.ops import QuantSpec
 from qru.overlap_tables import ALL, KEPT, KIND
-from qru.records import Record, load_record, provenance, rounded, say, write_json
+from qru.records import Record, keep_measured, provenance, rounded
 
 QUANTIZER = "rtn-int4-g128"
 CONFIG = (
@@ -68,11 +68,7 @@ def measure(record: Record, quantizer: str = QUANTIZER) -> dict[str, Any]:
 
 def main(*runs: str) -> None:
     """Measure runs, given by folder or record, and keep what was found."""
-    for run in runs:
-        record = load_record(run)
-        path = KEPT / f"{record.run}.json"
-        write_json(path, measure(record))
-        say(f"kept {path}")
+    keep_measured(runs, measure, KEPT)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -193,6 +193,15 @@ def latest(records: Iterable[Record] | None = None, **config: Any) -> Record:
             f"no record with {config or 'any configuration'}. Make one: papermill notebooks/02_unlearn.ipynb {wanted}"
         )
     return matching[-1]
+
+
+def keep_measured(runs: Iterable[Path | str], measure: Callable[[Record], dict[str, Any]], folder: Path) -> None:
+    """Measure runs, given by folder or record, and keep what was found, a file a run, where committed records lie."""
+    for run in runs:
+        record = load_record(run)
+        path = folder / f"{record.run}.json"
+        write_json(path, measure(record))
+        say(f"kept {path}")
 
 
 def slim(record: Record, layers: Sequence[str] = ()) -> dict[str, Any]:

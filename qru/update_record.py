@@ -15,7 +15,7 @@ from typing import Any
 
 from qru import movement, why
 from qru.ops import QuantSpec
-from qru.records import Record, load_record, named_or_all, provenance, read_json, rounded, say, write_json
+from qru.records import Record, keep_measured, named_or_all, provenance, read_json, rounded
 
 KIND = "update-sizes"
 KEPT = Path(__file__).resolve().parent.parent / "paper" / "records" / "updates"
@@ -84,11 +84,7 @@ def load_updates(files: Sequence[str] = (), folder: Path = KEPT) -> list[dict[st
 
 def main(*runs: str) -> None:
     """Measure runs, given by folder or record, and keep what was found."""
-    for run in runs:
-        record = load_record(run)
-        path = KEPT / f"{record.run}.json"
-        write_json(path, measure(record))
-        say(f"kept {path}")
+    keep_measured(runs, measure, KEPT)
 
 
 if __name__ == "__main__":
