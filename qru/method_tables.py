@@ -128,6 +128,11 @@ def contenders(records: Iterable[Record], certificates: Iterable[Mapping[str, An
         config = runs[0].config
         arm, guard = arm_name(config | {"guard": None}), config.get("guard") or ""
         found.append(Contender(corpus, method, arm, guard, tuple(runs), certificate_of(runs, certificates)))
+    return ordered(found)
+
+
+def ordered(found: Sequence[Contender]) -> list[Contender]:
+    """By corpus, method, guard and arm, each in the order of the papers; plain arms first."""
     corpora = list(dict.fromkeys(one.corpus for one in found))
     methods = in_order((one.method for one in found), ("ga_gdr", *METHODS))
     arms, guards = (in_order((getattr(one, key) for one in found), known)

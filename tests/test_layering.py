@@ -34,7 +34,8 @@ LEVELS = {
     "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "train": 10,
     "cli": 11, "experiments": 11, "why": 11,
     "why_records": 12, "why_verdict": 12, "update_record": 12, "why_sheets": 13,
-    "method_tables": 6, "method_figures": 7, "overlap_tables": 7, "overlap_record": 8,
+    "method_tables": 6, "method_figures": 7, "overlap_tables": 7, "overlap_record": 8, "attack_tables": 7,
+    "quail_tables": 7, "calibration_tables": 7, "margin_record": 8,
     "paper_words": 14, "method_facts": 15, "paper_facts": 16,
 }  # fmt: skip
 WITHOUT_TORCH = (
@@ -42,7 +43,7 @@ WITHOUT_TORCH = (
     "watch", "ship_record",
     "kernel_figures", "why_figures", "reported", "sheet", "paper_tables", "paper_figures", "print_figures",
     "evaluation_sheet", "ship_figures", "certificate_figures",
-    "method_tables", "method_figures", "overlap_tables",
+    "method_tables", "method_figures", "overlap_tables", "quail_tables", "calibration_tables", "attack_tables",
 )  # fmt: skip
 
 
