@@ -31,7 +31,7 @@ LEVELS = {
     "pipeline": 9,
     "bounds": 5, "transforms": 7, "cells": 8, "certificate": 10, "certificate_page": 10,
     "certificate_figures": 4, "certificate_runs": 11,
-    "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "widgets": 10, "train": 10,
+    "arms": 10, "budget": 10, "preparation": 10, "choose": 10, "guard_record": 10, "widgets": 10, "train": 10,
     "cli": 11, "experiments": 11, "why": 11,
     "why_records": 12, "why_verdict": 12, "update_record": 12, "why_sheets": 13,
     "method_tables": 6, "method_figures": 7, "overlap_tables": 7, "overlap_record": 8, "attack_tables": 7,
