@@ -520,13 +520,13 @@ def _judged(
     statement = {
         HOLDS: f"{over_what}, the unlearned model gives away at most {worst['upper']:.1f} points more {what} "
         f"than a model that never saw it (allowed: {forget_ceiling:g}), and keeps at least "
-        f"{least['lower']:.0%} of the usefulness of the model before unlearning (required: {utility_floor:.0%}); each "
-        f"with {LEVEL:.0%} confidence.",
+        f"{100 * least['lower']:.0f} % of the usefulness of the model before unlearning (required: "
+        f"{100 * utility_floor:.0f} %); each with {100 * LEVEL:.0f} % confidence.",
         DOES_NOT: f"{over_what}, the unlearned model may give away up to {worst['upper']:.1f} points more {what} "
         f"than a model that never saw it; allowed are {forget_ceiling:g}.",
         REFUSED: f"No statement about forgetting is made: what may be left of the usefulness of the model before "
-        f"unlearning is {least['lower']:.0%} at worst, and {utility_floor:.0%} are required. A model that answers "
-        "nothing has nothing to give away.",
+        f"unlearning is {100 * least['lower']:.0f} % at worst, and {100 * utility_floor:.0f} % are required. A model "
+        "that answers nothing has nothing to give away.",
     }[outcome]
     if outcome != REFUSED:
         statement = " ".join([statement, *unsaid])
@@ -536,7 +536,7 @@ def _judged(
         reasons.append(
             f"utility under the floor in {len(under)} of {len(keeps)} places, at worst in {_place(least)}: "
             f"{least['value']:.1f} % where the target has {least['target']:.1f} %, a share of at least "
-            f"{least['lower']:.0%}."
+            f"{100 * least['lower']:.0f} %."
         )
         if not least["target"]:
             reasons.append("The target itself has no utility in bf16, so there is nothing to hold a model to.")

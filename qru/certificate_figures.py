@@ -67,7 +67,7 @@ def bounds(certificate: Mapping[str, Any]) -> Figure:
         ceiling, floor = certificate["forget_ceiling"], certificate["utility_floor"]
         lines(axes[0], frame, precisions, "upper", ceiling, f"allowed: {ceiling:g}")
         axes[0].set_title("given away beyond the retrained model, at most (points)")
-        lines(axes[1], frame, precisions, "lower", 100 * floor, f"required: {floor:.0%}")
+        lines(axes[1], frame, precisions, "lower", 100 * floor, f"required: {100 * floor:.0f} %")
         axes[1].set_title("utility left, at least (% of the target's)")
         axes[1].set_xticks(range(len(precisions)), [precision_label(name).replace(" ", "\n") for name in precisions])
         count = len(certificate["declared"]["seeds"])

@@ -75,9 +75,9 @@ def page(certificate: dict[str, Any]) -> str:
         _grid(certificate, "forget", max, "upper", lambda value: f"{value:.1f}"),
         "<h2>How much of its usefulness is left</h2>",
         '<p class="soft">Share of what the model before unlearning has, at least (95 % confidence). Required: '
-        f"{certificate['utility_floor']:.0%}. ✗ marks what is under it. Not measured after relearning, which is an "
-        "attack and no use.</p>",
-        _grid(certificate, "utility", min, "lower", lambda value: f"{value:.0%}"),
+        f"{100 * certificate['utility_floor']:.0f} %. ✗ marks what is under it. Not measured after relearning, which "
+        "is an attack and no use.</p>",
+        _grid(certificate, "utility", min, "lower", lambda value: f"{100 * value:.0f} %"),
         "<h2>Every measurement</h2>",
         _measurements(certificate),
         "<h2>The weights it is bound to</h2>",
@@ -153,7 +153,7 @@ def _tested(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Usefulness at worst",
             f"{escape(_where(least))}: {least['value']:.1f} % against {least['target']:.1f} % before unlearning; "
-            f"{least['share']:.0%} of it, at least {least['lower']:.0%} (n = {least['n']}).",
+            f"{100 * least['share']:.0f} % of it, at least {100 * least['lower']:.0f} % (n = {least['n']}).",
         ),
     ]
 
@@ -213,8 +213,8 @@ def _measurements(certificate: dict[str, Any]) -> str:
                     else [
                         f"{one['value']:.1f}",
                         f"{one['retrained']:.1f}",
-                        f"{one['share']:.0%}",
-                        f"{one['lower']:.0%}",
+                        f"{100 * one['share']:.0f} %",
+                        f"{100 * one['lower']:.0f} %",
                     ]
                 )
                 cells = "".join(f'<td class="text">{escape(part)}</td>' for part in where)

@@ -42,7 +42,7 @@ SEARCHED = {
     "news": ("ga_klr", "npo_klr"),
     "tweets": ("ga_gdr",),
 }
-COMPARED = {"books": ("simnpo_gdr", "rmu_actr")}
+COMPARED = {"books": ("simnpo_gdr", "rmu_actr", "dpo_gdr", "idkdpo_gdr")}
 HOPELESS = 90.0  # percent, of what is to be forgotten, half way
 WEIGHTS = (5.0, 1.0)
 

@@ -145,7 +145,7 @@ def test_what_was_asked_is_told_whatever_comes_first(clean):
 def test_a_statement_says_how_sure_it_is(clean):
     found = certify(clean, **SMALL)
     assert found["outcome"] == "holds"
-    assert "(required: 80%); each with 95% confidence." in found["statement"]
+    assert "(required: 80 %); each with 95 % confidence." in found["statement"]
 
 
 def test_what_was_scored_before_a_kill_is_not_scored_again(knowing, counted, monkeypatch):

@@ -62,5 +62,5 @@ def test_the_figure_holds_the_bounds_against_what_is_allowed(certificate):
     assert drawn == {(5.0, 21.5), (9.5, 9.5), (10.0, 10.0)}
     assert {tuple(line.get_ydata()) for line in kept.lines} == {(85.0, 70.0), (80.0, 80.0)}
     assert {text.get_text() for text in leaks.texts} == {"merged", "relearn-4x8", "allowed: 10"}
-    assert {text.get_text() for text in kept.texts} == {"merged", "required: 80%"}
+    assert {text.get_text() for text in kept.texts} == {"merged", "required: 80 %"}
     assert leaks.get_ylim()[1] > 10, "the ceiling is in the picture"

@@ -1,0 +1,272 @@
+"""Readings of QUAIL's margin in print: what Δ_q comes to, and what returns when training asks for it (2601.15538)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qru.method_tables import (
+    MISSED,
+    UNDEFINED,
+    Contender,
+    contenders,
+    grid_of,
+    in_rank,
+    mark,
+    quantizer_title,
+    quantizers_of,
+    recovered_of,
+    score_cell,
+    share_cell,
+)
+from qru.paper_tables import ABSENT, arm_name, counted, listed
+from qru.records import Record, load_record, named_or_all, read_json
+from qru.sheet import Block, Cell, Row, Sheet
+from qru.tables import HEADINGS
+from qru.typeset import method_title
+
+RECORDS = Path(__file__).resolve().parent.parent / "paper" / "records"
+MARGINS = RECORDS / "margins"
+STEPS = "quail-steps"
+METHOD, ARM = "ga_gdr", "full bf16"  # what every reading guards here
+FORGOTTEN, KEPT = ("verbmem", "forget_accuracy"), ("utility", "retain_accuracy")
+SAID = {"mean": "of the weights", "carried": "carried to the logits", "measured": "measured on the logits"}
+OPTIONS = ("quail_norm", "quail_positions", "quail_step", "quail_quantizer", "guard_weight")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Runs of one corpus with one reading of the margin; or, without ``options``, the plain runs beside them.
+
+    Attributes:
+        options: fields of the configuration that say how QUAIL is read; empty for the plain arm.
+        runs: one a seed.
+        step: Δ_q in logits; ``None`` where it is not known.
+    """
+
+    options: dict[str, Any]
+    runs: Contender
+    step: float | None = None
+
+    @property
+    def name(self) -> str:
+        """``carried to the logits, RTN int4 tensor, γ 10``; ``none`` of the plain arm."""
+        if not self.options:
+            return "none"
+        step, weight = self.options["quail_step"], self.options["guard_weight"]
+        told = [
+            SAID[step] if isinstance(step, str) else f"{step:g} logits",
+            *([quantizer_title(self.options["quail_quantizer"])] if isinstance(step, str) else []),
+            *([f"γ {weight:g}"] if weight != 1 else []),
+            *([self.options["quail_norm"]] if self.options["quail_norm"] != "abs" else []),
+            *(["answers"] if self.options["quail_positions"] != "all" else []),
+        ]
+        return ", ".join(told)
+
+
+def load_readings(files: Sequence[str] = ()) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Records of the runs that are compared, and what Δ_q comes to.
+
+    Args:
+        files: of both; records of other methods and arms are left out. If there are none, the committed ones.
+
+    Raises:
+        LookupError: there is no file.
+    """
+    home = [path for name in ("methods", "tweets", "quail", "margins") for path in sorted((RECORDS / name).glob("*"))]
+    runs, steps = [], []
+    for path in named_or_all(files or [str(path) for path in home], RECORDS, f"no records in {RECORDS}: make paper"):
+        value = read_json(path)
+        if value.get("kind") == STEPS:
+            steps.append(value)
+        else:
+            runs.append(load_record(path))
+    return [run for run in runs if _of_quail(run.config)], steps
+
+
+def _of_quail(config: Mapping[str, Any]) -> bool:
+    plain = arm_name(dict(config) | {"guard": None})
+    return (config["method"], plain) == (METHOD, ARM) and config.get("guard") in (None, "quail")
+
+
+def readings(records: Iterable[Record], steps: Iterable[Mapping[str, Any]] = ()) -> list[Reading]:
+    """Runs by corpus and reading: of each corpus the plain arm, then readings by the size of Δ_q and γ.
+
+    Raises:
+        ValueError: two runs of one reading and seed, or of settings that differ in more (see ``contenders``).
+    """
+    steps = list(steps)
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        config = record.config
+        options = {name: config[name] for name in OPTIONS} if config.get("guard") else {}
+        groups.setdefault((config["corpus"], *options.items()), []).append(record)
+    found = []
+    for (corpus, *options), runs in groups.items():
+        (one,) = contenders(runs)
+        found.append(Reading(dict(options), one, _step(steps, corpus, runs[0].config["scale"], dict(options))))
+    corpora = list(dict.fromkeys(one.runs.corpus for one in found))
+
+    def place(one: Reading) -> tuple:
+        return corpora.index(one.runs.corpus), bool(one.options), one.step or 0.0, one.options.get("guard_weight", 0)
+
+    return sorted(found, key=place)
+
+
+def _step(steps: Iterable[Mapping[str, Any]], corpus: str, scale: str, options: Mapping[str, Any]) -> float | None:
+    """Δ_q of a reading: the number that was given, or what was measured of the target."""
+    given = options.get("quail_step")
+    if given not in SAID:
+        return given
+    rows = [row for kept in steps if (kept["corpus"], kept["scale"]) == (corpus, scale) for row in kept["rows"]]
+    wanted = options["quail_quantizer"], given
+    return next((row["logits"] for row in rows if (row["quantizer"], row["step"]) == wanted), None)
+
+
+def pushed(run: Record) -> tuple[float, float] | None:
+    """The guard's term at the first and at the last look at the goal; ``None`` where no look is kept."""
+    terms = [row["guard"] for row in run.extra.get("history", ()) if "guard" in row]
+    return (terms[0], terms[-1]) if terms else None
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = ()) -> Sheet:
+    """A row a reading, a block a corpus: Δ_q, the hinge, and what returns under each quantizer.
+
+    Args:
+        found: of ``readings``.
+        steps: for the note: how large logits are.
+
+    Raises:
+        ValueError: there is no run with QUAIL.
+    """
+    if not any(one.options for one in found):
+        raise ValueError(f"no run of {method_title(METHOD)}, {ARM}, with QUAIL's guard is among the records.")
+    guarded = {one.runs.corpus: [other for other in found if other.runs.corpus == one.runs.corpus] for one in found}
+    shared = [set.intersection(*(set(quantizers_of(one.runs.runs)) for one in some)) for some in guarded.values()]
+    names = in_rank(set.union(*shared))
+
+    def row(one: Reading) -> Row:
+        shown = one.runs.shown
+        (forgotten,) = [m for m in FORGOTTEN if m in shown[0].scores["unlearned"]["bf16"]]
+        kept = KEPT[FORGOTTEN.index(forgotten)]
+        ends = [ends for run in shown if (ends := pushed(run))]
+        return (
+            Cell(one.name + mark(one.runs)),
+            Cell(digits(one.step) if one.step is not None else ABSENT if one.options else ""),
+            *(hinge_cell([pair[i] for pair in ends], bool(one.options)) for i in (0, 1)),
+            *(score_cell(shown, "bf16", metric) for metric in (forgotten, kept)),
+            *(share_cell(shown, name, forgotten) for name in names),
+        )
+
+    blocks = [Block(corpus, (tuple(map(row, some)),)) for corpus, some in guarded.items()]
+    columns = (
+        ("Margin, logits", ("Δ_q",)), ("Hinge", ("first\nlook", "last\nlook")), ("In bf16", ("Forget\n↓", "Keep\n↑")),
+        ("Recovered share", tuple(heading(name) for name in names)),
+    )  # fmt: skip
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for one in found:
+        by_seeds.setdefault(tuple(run.config["seed"] for run in one.runs.runs), []).append(
+            f"{one.runs.corpus}, {one.name}"
+        )
+    said = {
+        corpus: [HEADINGS[m].rsplit(" ", 1)[0] for pair in zip(FORGOTTEN, KEPT, strict=True) for m in pair
+                 if m in some[0].runs.runs[0].scores["unlearned"]["bf16"]]
+        for corpus, some in guarded.items()
+    }  # fmt: skip
+    missed = [f"{one.runs.corpus}, {one.name} {len(one.runs.met)} of {len(one.runs.runs)}" for one in found
+              if mark(one.runs)]  # fmt: skip
+    note = [
+        f"{method_title(METHOD)}, {ARM}. In percent but for logits; means over seeds, below them the lowest…highest.",
+        *(f"{'Seed' if len(s) == 1 else 'Seeds'} {listed(s)}: {'; '.join(names)}." for s, names in by_seeds.items()),
+        "Hinge: the guard's term without γ, between 0 and Δ_q/2.",
+        *(f"On {corpus} forget and keep are {forgotten} and {kept}." for corpus, (forgotten, kept) in said.items()),
+        "Bold: it returns in at least one seed, by the rule of the text.",
+        *spacing_words(steps),
+        *([f"{MISSED}: runs missed the forgetting goal (met: {'; '.join(missed)}); shown are those that met it, or all "
+           "where none did."] if missed else []),
+    ]  # fmt: skip
+    if any(UNDEFINED in cell.text for block in blocks for group in block.groups for line in group for cell in line):
+        note.append(f"{UNDEFINED}: not defined: the target itself says no more under this quantizer.")
+    return Sheet(("Margin is the step",), columns, tuple(blocks), tuple(note))
+
+
+def heading(name: str) -> str:
+    """``RTN int4\ntensor``, ``FP4``."""
+    return "\n".join(part for part in (quantizer_title(name).removesuffix(f" {grid_of(name)}"), grid_of(name)) if part)
+
+
+def hinge_cell(values: Sequence[float], guarded: bool) -> Cell:
+    """Mean over runs, and below it the lowest and highest."""
+    if not values:
+        return Cell(ABSENT if guarded else "")
+    lowest, highest = digits(min(values)), digits(max(values))
+    return Cell(digits(sum(values) / len(values)), below="" if lowest == highest else f"{lowest}…{highest}")
+
+
+def digits(value: float) -> str:
+    """Two digits, without an exponent: ``0.63``, ``0.0081``, ``0``."""
+    if not value:
+        return "0"
+    return f"{value:.2g}" if abs(value) >= 1e-4 else "< 0.0001"
+
+
+def spacing_words(steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How large logits are, and how far apart neighbouring numbers of bf16 are there."""
+    return [
+        f"On {kept['corpus']} half of the target's logits are over {digits(kept['logit'])} in size, where neighbouring "
+        f"numbers of bf16 are {digits(kept['spacing'])} apart."
+        for kept in steps
+    ]
+
+
+# --- sentences ------------------------------------------------------------------------------------------------------
+
+
+def quail_words(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What Δ_q comes to, and what each reading changes beside the plain arm; true of any outcome."""
+    out = []
+    for corpus in dict.fromkeys(one.runs.corpus for one in found):
+        here = [one for one in found if one.runs.corpus == corpus]
+        known = sorted({one.step for one in here if one.step})
+        if len(known) > 1:
+            out.append(f"On {corpus}, Δ_q is {digits(known[0])} to {digits(known[-1])} logits by these readings.")
+        plain = next((one for one in here if not one.options), None)
+        for one in here:
+            if one.options:
+                out.append(_told(one, plain))
+    return out + spacing_words(steps)
+
+
+def _told(one: Reading, plain: Reading | None) -> str:
+    """One reading: how far it got, what returns, and under which quantizers it does where the plain run's does not."""
+    runs, corpus = one.runs.runs, one.runs.corpus
+    head = f"{corpus}, margin {one.name} ({counted(len(runs), 'run')})"
+    missed = len(runs) - len(one.runs.met)
+    if missed == len(runs):
+        return f"{head[0].upper()}{head[1:]}: none met the goal, so nothing is compared."
+    part = f" {missed} missed the goal;" if missed else ""
+    names = quantizers_of(one.runs.met)
+    back = returning(one.runs.met, names)
+    told = f"it returns under {listed(list(map(quantizer_title, back)))}" if back else (
+        f"it returns under none of {counted(len(names), 'quantizer')}"
+    )  # fmt: skip
+    seeds = {run.config["seed"] for run in one.runs.met}
+    beside = [run for run in plain.runs.met if run.config["seed"] in seeds] if plain else []
+    if both := [name for name in names if recovered_of(beside, name)]:
+        of_plain = returning(beside, both)
+        less = [name for name in both if name in of_plain and name not in back]
+        more = [name for name in both if name not in of_plain and name in back]
+        parts = [f"{words} under {listed(list(map(quantizer_title, some)))}"
+                 for words, some in (("not any more", less), ("other than without QUAIL", more)) if some]  # fmt: skip
+        told += f", {listed(parts)}" if parts else ", as without QUAIL"
+    return f"{head[0].upper()}{head[1:]}:{part} {told}."
+
+
+def returning(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Quantizers under which what was forgotten returns in any of the runs."""
+    return [name for name in names if any(r["recovers"]["recovers"] for r in recovered_of(runs, name))]

@@ -1,0 +1,53 @@
+"""GPTQ and AWQ by the text of calibration, in print."""
+
+from __future__ import annotations
+
+import pytest
+
+from qru.calibration_tables import bare, calibration_sheet, calibration_words
+from tests.paper.method_records import AWQ4, GPTQ4, INT3, INT4, SHARE, method_record
+
+LORA = {"adapter": "lora", "weights": "fp32"}
+TEXTS = ("retained", "held-out", "forgotten")
+KEPT = (INT4, GPTQ4, AWQ4)
+OTHER = tuple(name + end for name in (GPTQ4, AWQ4) for end in ("-heldout", "-forget"))
+
+
+def runs(back: tuple[str, ...] = (), **fields):
+    """The same two runs in both ways of measuring them."""
+    return [method_record(seed=seed, back=back, quantizers=names, **fields)
+            for names in (KEPT, OTHER) for seed in (0, 1)]  # fmt: skip
+
+
+def test_a_column_is_a_text():
+    sheet = calibration_sheet([*runs((f"{GPTQ4}-forget", AWQ4)), *runs(**LORA)])
+    assert sheet.columns == (
+        ("bf16", ("Verb-\nMem ↓",)), ("RTN", ("int4\ng128",)),
+        ("GPTQ int4 g128", TEXTS), ("AWQ int4 g128", TEXTS),
+    )  # fmt: skip
+    full, lora = sheet.rows
+    back, none = (f"{SHARE:.0f}", True), ("0", False)
+    assert [(cell.text, cell.strong) for cell in full[2:]] == [none, none, none, back, back, none, none]
+    assert [(cell.text, cell.strong) for cell in lora[2:]] == [none] * 7
+    assert (full[0].text, full[1].text) == ("full bf16", "21")
+    assert "Means over the seeds 0 and 1" in " ".join(sheet.note)
+
+
+def test_the_words_say_whether_the_text_decides():
+    assert calibration_words([*runs((f"{GPTQ4}-forget",)), *runs(**LORA)]) == [
+        "Memory returns, by the text of calibration: GPTQ int4 g128: 0 of 4 runs on retained text, 0 of 4 runs on "
+        "held-out text and 2 of 4 runs on forgotten text; AWQ int4 g128: 0 of 4 runs on retained text, 0 of 4 runs on "
+        "held-out text and 0 of 4 runs on forgotten text. So the number of runs depends on the text under GPTQ int4 "
+        "g128."
+    ]
+    (told,) = calibration_words(runs())
+    assert told.endswith("So under none of them does the number of runs depend on the text.")
+
+
+def test_arms_that_were_calibrated_on_kept_text_alone_are_left_out():
+    only = [method_record("npo_gdr", quantizers=KEPT)]
+    assert len(calibration_sheet([*runs(), *only]).rows) == 1
+    assert calibration_words(only) == []
+    with pytest.raises(ValueError, match="no run was calibrated on held-out or forget text"):
+        calibration_sheet(only)
+    assert [bare(name) for name in (INT3, *OTHER)] == [INT3, GPTQ4, GPTQ4, AWQ4, AWQ4]
