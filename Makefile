@@ -16,7 +16,7 @@ CSRC := $(wildcard csrc/*)
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format smoke why paper paper-plan bench bench-ship llmcompressor nightly sanitize clean
+.PHONY: help install demo test lint format smoke why paper paper-plan bench bench-guards bench-ship llmcompressor nightly sanitize clean
 
 help:  ## print this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 15
@@ -79,6 +79,9 @@ bench: $(INSTALLED)  ## the kernel against what people run today and against thi
 	mkdir -p runs
 	$(BIN)/papermill --no-progress-bar notebooks/05_kernel.ipynb runs/bench.ipynb -p scale $(SCALE)
 	@echo "Open runs/bench.ipynb: $(BIN)/jupyter lab runs/bench.ipynb"
+
+bench-guards: $(INSTALLED)  ## what a training step costs with each guard, beside its plain arm (minutes; runs/guards)
+	$(BIN)/python -m qru.guard_record
 
 bench-ship: $(INSTALLED)  ## audit and quantize 1.1B weights against what people run today (minutes, 6 GB; SHAPE=7b: 20 GB; runs/bench-ship.ipynb)
 	mkdir -p runs
