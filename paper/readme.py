@@ -3,6 +3,7 @@
 python paper/readme.py runs/<full> runs/<lora>     # keep two records as the README's
 python -m qru.ops.bench --json paper/records/kernel/<machine>.json         # keep a measurement of the kernel
 python -m qru.ship_bench --json paper/records/ship/<shape>.json            # and one of shipping
+python -m qru.guard_record --keep                  # and one of what guards cost
 python paper/readme.py                             # rewrite README.md and its picture from the kept ones
 """
 
@@ -16,12 +17,13 @@ from pathlib import Path
 
 from qru import budget, figures, kernel_record, paper_words, records, ship_record, why_sheets
 from qru.method_facts import method_facts
+from qru.paper_tables import counted
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
 README = PAPER.parent / "README.md"
 KERNELS = PAPER / "records" / "kernel"
-COMPARED = ("methods", "certificates", "tweets")
+COMPARED = ("methods", "certificates", "tweets", "attacks")
 TOLD = ("returns", "anyway", "calibration", "quail", "certified")
 
 
@@ -108,14 +110,23 @@ def ship() -> str:
 
 
 def methods() -> str:
-    """What returns with methods that are to survive, on text and on tweets, and whether QUAIL beats plain LoRA."""
+    """What returns with methods that are to survive, whether QUAIL beats plain LoRA, and what a guard costs a step."""
     kept = {name: sorted(map(str, (PAPER / "records" / name).glob("*.json"))) for name in COMPARED}
-    facts = method_facts({"tables/three": [*kept["methods"], *kept["certificates"]], "tables/four": kept["tweets"]})
+    facts = method_facts({
+        "tables/three": [*kept["methods"], *kept["certificates"]], "tables/four": kept["tweets"],
+        "tables/attacks": kept["attacks"],
+    })  # fmt: skip
     parts = []
     for words, part in (("Text", facts["text"]), ("Tweets", facts["labels"])):
         if part:
             parts += ["", f"**{words}** ({part['runs']} runs, seeds {part['seeds']}). {part['met']}", ""]
             parts += [f"- {told}" for key in TOLD for told in part.get(key, ())]
+    if facts["attacks"]:
+        many = counted(len(kept["attacks"]), "certificate")
+        parts += ["", f"**Attacks** ({many}).", "", *(f"- {told}" for told in facts["attacks"])]
+    if facts["cost"]:
+        parts += ["", "**What a step costs** with a guard (`make bench-guards`).", ""]
+        parts += [f"- {told}" for told in facts["cost"]]
     return "\n".join(parts).strip() or "There is no record of it yet: `make paper FRESH=1 GRID=full`."
 
 

@@ -299,16 +299,17 @@ def _split(rows: Sequence[Contender], names: Sequence[str]) -> str:
 
 def _relearned(rows: Sequence[Contender], attack: str) -> str:
     """VerbMem after the attack, of the retrained model and of each row, beside what it was with nothing done."""
-    after, before = ([f"{ends(values)} (n = {listed(examples(rows, name))})"] if values else []
-                     for name, values in ((name, baseline(rows, name)) for name in (attack, PLAIN)))  # fmt: skip
+    merged, counts = baseline(rows, PLAIN), [examples(rows, name) for name in (attack, PLAIN)]
+    of_merged = f"; merged, of {ends(merged)}" if merged else ""
+    of_merged += f" (n = {listed(counts[1])})" if merged and counts[1] != counts[0] else ""
     parts = []
     for one in rows:
         now, was = ([leak["unlearned"] for leak in leaks(one, [name])] for name in (attack, PLAIN))
         parts += [f"{ends(now)} for {one.name}{f' (merged {ends(was)})' if was else ''}"] if now else []
     return (
-        f"Quantized and then {transform_words(attack)}, the retrained model has a VerbMem of {after[0]} on the others"
-        f"{f'; merged, of {before[0]}' if before else ''}. After the same, the unlearned models have, lowest to "
-        f"highest, {listed(parts)}. Then {_split(rows, [attack])}."
+        f"Quantized and then {transform_words(attack)}, the retrained model has a VerbMem of "
+        f"{ends(baseline(rows, attack))} on the others (n = {listed(counts[0])}){of_merged}. After the same, the "
+        f"unlearned models have, lowest to highest, {listed(parts)}. Then {_split(rows, [attack])}."
     )
 
 
@@ -324,7 +325,11 @@ def _survivors(
         f"relearning{_after(firm, left)}."
     ]
     out += _told_apart(tried, firm, attack, "at or under the ceiling without relearning")
-    known = {one.name: one.certificate for one in map(_row_of, broader)}
+    corpus = rows[0].certificate["corpus"]
+    quiet = [
+        made for made in broader if made["corpus"] == corpus and not any(map(is_attack, made["declared"]["transforms"]))
+    ]
+    known = {one.name: one.certificate for one in map(_row_of, quiet)}
     judged = [one for one in tried if one.name in known]
     sound = [one for one in judged if known[one.name]["outcome"] == "holds"]
     if sound and sound != firm:

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qru.attack_tables import attack_words, load_attacks
+from qru.calibration_tables import calibration_words, load_calibrated
 from qru.certificate import UTILITY_FLOOR
 from qru.config import GUARD_OPTIONS
+from qru.guard_record import guard_cost_words, load_guard_costs
 from qru.method_tables import (
     GUARDS,
     Contender,
@@ -34,6 +37,7 @@ from qru.metrics.bootstrap import RECOVERY_POINTS
 from qru.overlap_tables import chosen, load_overlaps, overlap_words
 from qru.paper_tables import counted, listed
 from qru.paper_words import either, general, sentence, span
+from qru.quail_tables import load_readings, quail_words, readings
 from qru.records import Record, examples_of
 from qru.style import precision_label
 from qru.tables import HEADINGS, number
@@ -44,7 +48,10 @@ TEXT, LABELS = "verbmem", "forget_accuracy"
 KEPT = {TEXT: "utility", LABELS: "retain_accuracy"}
 WHAT = {TEXT: "memory returns", LABELS: "labels return"}
 LEVEL = {TEXT: "VerbMem", LABELS: "forget accuracy"}
-ARTEFACTS = {"text": "tables/three", "labels": "tables/four", "overlap": "tables/overlap"}
+ARTEFACTS = {
+    "text": "tables/three", "labels": "tables/four", "overlap": "tables/overlap", "calibration": "tables/calibration",
+    "readings": "tables/quail", "attacks": "tables/attacks",
+}  # fmt: skip
 
 
 def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -54,26 +61,38 @@ def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         shown: artefact -> the files that it shows.
 
     Returns:
-        ``text``: of Table III. ``labels``: of Table IV. ``overlap``: of QUAIL's analysis. ``calibrated``: whether any
-        run was measured under GPTQ or AWQ. ``quail``: whether any of Table III was guarded by QUAIL.
+        One key an artefact, as in ``ARTEFACTS``: ``text`` of Table III, ``labels`` of Table IV, ``overlap`` of QUAIL's
+        analysis, ``calibration`` of its texts, ``readings`` of QUAIL's margin, ``attacks`` of certificates over
+        transforms. ``calibrated``: whether any run was measured under GPTQ or AWQ. ``quail``: whether any of Table III
+        was guarded by QUAIL. ``cost``: sentences on what a step costs with each guard, of committed records that no
+        artefact shows; empty without one.
     """
-    text, labels, overlap = (shown.get(name) or () for name in ARTEFACTS.values())
-    out: dict[str, Any] = {"text": None, "labels": None, "overlap": None}
+    files = {key: shown.get(name) or () for key, name in ARTEFACTS.items()}
+    out: dict[str, Any] = dict.fromkeys(ARTEFACTS)
     runs: list[Record] = []
-    if text:
-        runs, certificates = load_compared(text)
+    certificates: list[dict[str, Any]] = []
+    if files["text"]:
+        runs, certificates = load_compared(files["text"])
         out["text"] = text_facts(runs, certificates)
-    if labels:
-        classifiers, _ = load_compared(labels)
+    if files["labels"]:
+        classifiers, _ = load_compared(files["labels"])
         out["labels"] = label_facts(classifiers)
         runs = [*runs, *classifiers]
-    if overlap:
-        out["overlap"] = overlap_words(chosen(load_overlaps(overlap)))
+    if files["overlap"]:
+        out["overlap"] = overlap_words(chosen(load_overlaps(files["overlap"])))
+    if files["calibration"]:
+        out["calibration"] = calibration_words(load_calibrated(files["calibration"]))
+    if files["readings"]:
+        guarded, margins = load_readings(files["readings"])
+        out["readings"] = quail_words(readings(guarded, margins), margins)
+    if files["attacks"]:
+        out["attacks"] = attack_words(load_attacks(files["attacks"]), broader=certificates)
     families = {family_of(name) for name in quantizers_of(runs)}
     out["calibrated"] = listed(
         [{"gptq": "GPTQ", "awq": "AWQ"}[f] for f in ("gptq", "awq") if f in families] or ["none"]
     )
     out["quail"] = bool(out["text"]) and "quail" in out["text"]["options"]
+    out["cost"] = guard_cost_words(load_guard_costs())
     return out
 
 

@@ -14,6 +14,7 @@ from papermill.parameterize import parameterize_notebook
 from qru import evaluation_sheet, movement, print_figures, records, update_record, why, why_sheets
 from qru.sheet import Sheet, sheet_latex, sheet_typst
 from tests.notebooks.test_notebooks import ROOT, papermill, pictures
+from tests.paper.attack_records import BACK, HELD, RELEARNED, attacked_certificate
 from tests.paper.method_records import method_record
 from tests.synthetic import forget_set_records, why_record
 
@@ -341,6 +342,8 @@ def files(tmp_path_factory):
     for record in [*forget_set_records("scal"), *forget_set_records("sust")]:
         out["sets"].append(home / "sets" / f"{record.config['forget_set']}.json")
         records.write_json(out["sets"][-1], records.slim(record))
+    out["attacks"] = [home / "attacks" / "0.json"]
+    records.write_json(out["attacks"][0], attacked_certificate(HELD | {RELEARNED: BACK}))
     return {name: [str(path) for path in paths] for name, paths in out.items()} | {"committed": []}
 
 
@@ -349,6 +352,7 @@ GIVEN = {
     "table_why": "why", "table_prediction": "why", "fig_kernel": "committed", "fig_scal_sust": "sets",
     "fig_updates": "updates", "table_evaluation": "committed", "table_three": "methods", "table_four": "tweets",
     "fig_tradeoff": "methods", "table_overlap": "methods",
+    "table_attacks": "attacks",
 }  # fmt: skip
 
 

@@ -133,11 +133,12 @@ def test_what_fails_after_relearning_alone():
     assert kept == f"{EVERYTHING}GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for none."
     assert again == (
         "Quantized and then trained again for 8 steps on 4 of the forgotten passages, the retrained model has a "
-        "VerbMem of 15 to 16 (n = 46) on the others; merged, of 14 to 15 (n = 50). After the same, the unlearned "
-        "models have, lowest to highest, 40 to 56 for GA+GDR, LoRA (merged 20 to 26) and 40 to 56 for GA+GDR, LoRA, STE (merged 20 "
-        "to 26). Then the largest upper bound of what is given away beyond the retrained model is at or under the "
-        "ceiling of 20 points for none, and over it for GA+GDR, LoRA (47) and GA+GDR, LoRA, STE (47)."
+        "VerbMem of 15 to 16 on the others (n = 46); merged, of 14 to 15 (n = 50). After the same, the unlearned "
+        "models have, lowest to highest, 40 to 56 for GA+GDR, LoRA (merged 20 to 26) and 40 to 56 for GA+GDR, LoRA, "
+        "STE (merged 20 to 26). Then the largest upper bound of what is given away beyond the retrained model is at "
+        "or under the ceiling of 20 points for none, and over it for GA+GDR, LoRA (47) and GA+GDR, LoRA, STE (47)."
     )
+    assert "(n = 50); merged, of 14 to 15. After the same" in attack_words([lora(fewer=50)])[1]
     assert survive == (
         "2 of 2 configurations are at or under the ceiling without relearning, and of these none is after it: "
         "surviving quantization is not surviving relearning."
@@ -160,7 +161,9 @@ def test_what_holds_whatever_is_done():
 def test_an_attack_that_brings_text_out_of_the_retrained_model_is_held_against_that():
     """Relearned, both say half of it: nothing is given away beyond the retrained model, so the certificate holds."""
     _, again, survive = attack_words([attacked_certificate(HELD | {RELEARNED: (50.0, 52.0, 48.0, 9.6)})])
-    assert "the retrained model has a VerbMem of 48 to 49 (n = 46) on the others; merged, of 14 to 15 (n = 50)" in again
+    assert (
+        "the retrained model has a VerbMem of 48 to 49 on the others (n = 46); merged, of 14 to 15 (n = 50)." in again
+    )
     assert "50 to 54 for GA+GDR, LoRA (merged 20 to 26)" in again
     assert "is at or under the ceiling of 20 points for GA+GDR, LoRA (10), and over it for none." in again
     assert survive.endswith("it is after it, too.")
@@ -214,6 +217,10 @@ def test_certificates_over_more_quantizers_are_set_beside_it():
     alone = attack_words(rows)
     assert attack_words(rows, wide[:1]) == alone, "of one alone, nothing can be told apart"
     assert attack_words(rows, [one | {"outcome": "holds"} for one in wide]) == alone
+    assert attack_words(rows, [one | {"corpus": "news-texts"} for one in wide]) == alone
+    assert (
+        attack_words(rows, [one | {"outcome": made["outcome"]} for one, made in zip(rows, wide, strict=True)]) == alone
+    )
 
 
 def test_without_relearning_that_is_said():

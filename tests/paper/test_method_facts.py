@@ -12,6 +12,7 @@ import pytest
 from qru import method_facts, paper_facts
 from qru.method_tables import Contender, contenders
 from qru.records import Record, slim, write_json
+from tests.paper.attack_records import BACK, HELD, RELEARNED, attacked_certificate
 from tests.paper.method_records import AWQ4, GPTQ4, INT3, INT4, SHARE, TENSOR, certificate, method_record, seeds
 from tests.paper.test_paper_facts import blanked, shown, text_of  # noqa: F401 - shown is a fixture
 
@@ -235,6 +236,7 @@ def with_methods(shown, tmp_path) -> dict[str, list[str]]:  # noqa: F811
     return shown | {
         "tables/three": [*text, *files("certificates", made)], "figures/tradeoff": text, "tables/overlap": text,
         "tables/four": files("tweets", [slim(run) for run in tweets]),
+        "tables/attacks": files("attacks", [attacked_certificate(HELD | {RELEARNED: BACK})]),
     }  # fmt: skip
 
 
@@ -257,6 +259,7 @@ def test_the_text_changes_with_the_records(with_methods, tmp_path):
         in text
     )
     assert "it holds for GA+GDR, LoRA (at most 6 points)" in text
+    assert "and of these none is after it: surviving quantization is not surviving relearning" in text
     assert "Only rounding to nearest is measured." not in text
     assert "It is not part of this comparison." not in text
     assert "GPTQ and AWQ were measured in our own implementations" in text
