@@ -34,6 +34,7 @@ from qru.corpora import Corpus, load_corpus
 from qru.defaults import resolve
 from qru.evaluation_sheet import seconds as told_seconds
 from qru.method_tables import GUARDS
+from qru.ops import build_info
 from qru.paper_tables import counted, listed
 from qru.records import provenance, read_json, rounded, say, write_json
 from qru.registry import unknown
@@ -47,7 +48,7 @@ MAKE = "Make one: python -m qru.guard_record --keep"
 CORPUS, METHOD = "books", "ga_gdr"
 SIZES = {  # rounds that count, steps of a training, and the first of them that do not count
     "smoke": {"rounds": 1, "steps": 4, "left_out": 1},
-    "mini": {"rounds": 7, "steps": 12, "left_out": 4},
+    "mini": {"rounds": 5, "steps": 12, "left_out": 4},
 }
 PLAIN = {"full": {"adapter": "full", "weights": "bf16"}, "lora": {"adapter": "lora"}}
 # A guard, or SURE, which is an arm -> the plain arm that it stands beside, and what it has in place of that.
@@ -199,8 +200,8 @@ def measure(
         "config": config,
         "rounds": rounded(out),
         "costs": {name: {"beside": COMPARED[name][0], **rounded(cost)} for name, cost in costs.items()},
-        # Runnable processes, averaged over the minute before: near 0 on a quiet machine.
-        "provenance": provenance() | {"load_before": load},
+        # The load: runnable processes, averaged over the minute before: near 0 on a quiet machine.
+        "provenance": provenance() | {"kernel": build_info(), "load_before": load},
     }
 
 
@@ -249,7 +250,8 @@ def _words(record: Mapping[str, Any]) -> list[str]:
         f"Medians of {counted(len(rounds), 'interleaved round')}, with the least and the greatest in brackets, each of "
         f"{counted(config['steps'], 'step')} less the first {config['left_out']}; {method_title(config['method'])} on "
         f"{config['corpus']} at {config['scale']}, {counted(config['threads'], 'thread')} of "
-        f"{origin['hardware']['processor']}, computed in {config['computed_as']}, load before "
+        f"{origin['hardware']['processor']}, computed in {config['computed_as']}"
+        f"{'' if origin['kernel']['built'] else ', without the compiled kernel'}, load before "
         f"{origin['load_before']:.1f} on {counted(origin['hardware']['cores'], 'core')}."
     )
     return out

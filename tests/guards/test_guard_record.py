@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from qru import guard_record, loop
+from qru import guard_record, loop, method_facts
 from qru.guard_record import config_of, guard_cost_words, load_guard_costs, measure, medians, over_rounds, ratios
 from qru.guards import guards
 from qru.records import write_json
@@ -90,7 +90,7 @@ def test_a_short_measurement(made, corpus):
         assert cost["ratio"] == cost["least"] == cost["greatest"] == only["ratios"][name]
     config = record["config"]
     assert (config["threads"], config["steps"], config["left_out"], config["rounds"]) == (1, 2, 1, 1)
-    assert config["arms"]["ste"]["ste_quantizers"] == ["rtn-int4-g128-sym-2^(N-1)"]
+    assert config["arms"]["ste"]["ste_quantizers"] == ["rtn-int4-g128"]
     assert "guard" not in config["arms"]["full"]
     assert len(guard_cost_words([record])) == 4
 
@@ -134,7 +134,7 @@ def made_up(threads: int = 2, **found: tuple[float, ...]) -> dict:
     }
     config = {"corpus": "books", "scale": "mini", "method": "ga_gdr", "threads": threads, "computed_as": "bf16"}
     config |= {"steps": 12, "left_out": 4, "arms": {arm: {} for arm in arms}}
-    where = {"hardware": {"processor": "AMD EPYC (some)", "cores": 2}, "load_before": 0.26}
+    where = {"hardware": {"processor": "AMD EPYC (some)", "cores": 2}, "load_before": 0.26, "kernel": {"built": True}}
     return {"kind": guard_record.KIND, "config": config, "rounds": rounds, "costs": costs, "provenance": where}
 
 
@@ -166,8 +166,18 @@ def test_an_aim_is_met_or_missed(ste, told):
     assert ("Medians of 1 interleaved round," in last) == (len(ste) == 1)
 
 
-def test_without_a_record_nothing_is_said():
-    assert guard_cost_words([]) == []
+def test_a_kernel_that_is_not_built_is_told():
+    record = made_up(ste=(1.2,))
+    record["provenance"]["kernel"]["built"] = False
+    assert "computed in bf16, without the compiled kernel, load before" in guard_cost_words([record])[-1]
+
+
+def test_the_paper_says_it_of_committed_records_and_nothing_without_one(monkeypatch):
+    for found, told in (([], 0), ([made_up(ste=(1.2,)), made_up(1, ste=(1.6,))], 6)):
+        monkeypatch.setattr(method_facts, "load_guard_costs", lambda found=found: found)
+        said = method_facts.method_facts({})["cost"]
+        assert said == guard_cost_words(found)
+        assert len(said) == told
 
 
 def test_only_records_of_this_kind_are_taken(tmp_path):
