@@ -257,7 +257,9 @@ def attack_words(certificates: Iterable[Mapping[str, Any]], broader: Iterable[Ma
     out = _kept(rows, calm)
     for attack in attacks:
         out += [_relearned(rows, attack), *_survivors(rows, calm, attack, list(broader))]
-    if not any(map(is_attack, transforms_of(every))):
+    if len(attacks) == 1:
+        out.append("That is one attack of one strength; others were not tried.")
+    elif not any(map(is_attack, transforms_of(every))):
         out.append("Relearning was not tried.")
     return out + _refused(every)
 
@@ -269,9 +271,10 @@ def _kept(rows: Sequence[Contender], calm: Sequence[str]) -> list[str]:
         alike.setdefault(tuple(holds(one, [name]) for one in rows), []).append(name)
     out = []
     for names in alike.values():
-        done = listed(list(map(transform_words, names)))
+        *first, last = map(transform_words, names)
+        done = f"{', '.join(first)} or {last}" if first else last
         over = "" if out else f" over {_precisions(rows[0].certificate)},"
-        out.append(f"{done[:1].upper()}{done[1:]},{over} {_split(rows, names)}.")
+        out.append(f"Of models {done},{over} {_split(rows, names)}.")
     return out
 
 
@@ -324,7 +327,7 @@ def _survivors(
         f"{len(firm) or 'None'} of {counted(len(tried), 'configuration')} {_is(firm)} at or under the ceiling without "
         f"relearning{_after(firm, left)}."
     ]
-    out += _told_apart(tried, firm, attack, "at or under the ceiling without relearning")
+    out += _told_apart(tried, firm, attack, "at or under the ceiling without it")
     corpus = rows[0].certificate["corpus"]
     quiet = [
         made for made in broader if made["corpus"] == corpus and not any(map(is_attack, made["declared"]["transforms"]))
@@ -334,7 +337,7 @@ def _survivors(
     sound = [one for one in judged if known[one.name]["outcome"] == "holds"]
     if sound and sound != firm:
         counts = listed(sorted({len(known[one.name]["declared"]["quantizers"]) for one in judged}))
-        words = f"whose certificate over {counts} precisions, without relearning, holds"
+        words = f"whose certificate over {counts} precisions without it holds"
         out += _told_apart(judged, sound, attack, words)
     return out
 
@@ -369,8 +372,8 @@ def _told_apart(rows: Sequence[Contender], some: Sequence[Contender], attack: st
     else:
         verdict = "the ranges overlap, so that relearning does not tell the two apart"
     return [
-        f"VerbMem after it is {ends(these)} for {counted(len(some), 'configuration')} {words}, and {ends(those)} for "
-        f"the {'other' if len(others) == 1 else f'{len(others)} others'}: {verdict}."
+        f"VerbMem after relearning is {ends(these)} for {counted(len(some), 'configuration')} {words}, and "
+        f"{ends(those)} for the {'other' if len(others) == 1 else f'{len(others)} others'}: {verdict}."
     ]
 
 

@@ -36,7 +36,7 @@ def attacked_certificate(
     return {
         "certificate": 1, "outcome": outcome or ("does not hold" if over else "holds"), "least_utility": least,
         "forget_ceiling": ceiling, "utility_floor": 0.8,
-        "declared": {"quantizers": ["bf16", INT4], "transforms": {name: WORDS[name] for name in scores},
+        "declared": {"quantizers": ["bf16", INT4], "transforms": {name: WORDS.get(name, name) for name in scores},
                      "seeds": [0, 1], "metrics": {"forget": ["verbmem"], "utility": ["utility"]}},
         "cells": cells,
         "configuration": {"method": "ga_gdr", "adapter": adapter, "weights": weights, "guard": guard},

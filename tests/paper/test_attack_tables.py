@@ -123,13 +123,14 @@ def test_files_that_are_none_are_named(tmp_path):
 # --- sentences --------------------------------------------------------------------------------------------------------
 
 EVERYTHING = (
-    "Merged, stored under RTN int8 row first and pruned by 10 %, over 2 precisions (bf16 and RTN int4 g128), the "
-    "largest upper bound of what is given away beyond the retrained model is at or under the ceiling of 20 points for "
+    "Of models merged, stored under RTN int8 row first or pruned by 10 %, over 2 precisions (bf16 and RTN int4 g128), "
+    "the largest upper bound of what is given away beyond the retrained model is at or under the ceiling of 20 points "
+    "for "
 )
 
 
 def test_what_fails_after_relearning_alone():
-    kept, again, survive = attack_words([lora(), lora(guard="ste")])
+    kept, again, survive, strength = attack_words([lora(), lora(guard="ste")])
     assert kept == f"{EVERYTHING}GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for none."
     assert again == (
         "Quantized and then trained again for 8 steps on 4 of the forgotten passages, the retrained model has a "
@@ -143,24 +144,28 @@ def test_what_fails_after_relearning_alone():
         "2 of 2 configurations are at or under the ceiling without relearning, and of these none is after it: "
         "surviving quantization is not surviving relearning."
     )
+    assert strength == "That is one attack of one strength; others were not tried."
+    twice = attack_words([attacked_certificate(HELD | {RELEARNED: BACK, "relearn-1x2": CALM})])
+    assert strength not in twice
+    assert [line for line in twice if line.startswith("Quantized and then trained again for 2 steps on 1 of")]
 
 
 def test_what_holds_whatever_is_done():
     some = [attacked_certificate(HELD | {RELEARNED: CALM}, guard=guard) for guard in (None, "ste")]
-    kept, again, survive = attack_words(some)
+    kept, again, survive, _ = attack_words(some)
     assert kept.startswith(EVERYTHING)
     assert again.endswith("for GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for none.")
     assert survive == (
         "2 of 2 configurations are at or under the ceiling without relearning, and all of them are after it, too."
     )
-    assert attack_words(some[:1])[-1] == (
+    assert attack_words(some[:1])[-2] == (
         "1 of 1 configuration is at or under the ceiling without relearning, and it is after it, too."
     )
 
 
 def test_an_attack_that_brings_text_out_of_the_retrained_model_is_held_against_that():
     """Relearned, both say half of it: nothing is given away beyond the retrained model, so the certificate holds."""
-    _, again, survive = attack_words([attacked_certificate(HELD | {RELEARNED: (50.0, 52.0, 48.0, 9.6)})])
+    _, again, survive, _ = attack_words([attacked_certificate(HELD | {RELEARNED: (50.0, 52.0, 48.0, 9.6)})])
     assert (
         "the retrained model has a VerbMem of 48 to 49 on the others (n = 46); merged, of 14 to 15 (n = 50)." in again
     )
@@ -175,18 +180,20 @@ def test_some_hold_and_some_do_not():
         lora(), attacked_certificate(HELD | {RELEARNED: (18.0, 20.0, 15.0, 12.0)}, guard="ste"),
         attacked_certificate({"merged": CALM, TWICE: OVER, PRUNED: CALM, RELEARNED: (80.0, 90.0, 15.0, 77.0)}, **FULL),
     ]  # fmt: skip
-    alike, twice, _, survive, apart = attack_words(rows)
-    assert alike.startswith("Merged and pruned by 10 %, over 2 precisions (bf16 and RTN int4 g128), the largest")
+    alike, twice, _, survive, apart, _ = attack_words(rows)
+    assert alike.startswith(
+        "Of models merged or pruned by 10 %, over 2 precisions (bf16 and RTN int4 g128), the largest"
+    )
     assert alike.endswith("GA+GDR, full bf16 (15), GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for none.")
-    assert twice.startswith("Stored under RTN int8 row first, the largest")
+    assert twice.startswith("Of models stored under RTN int8 row first, the largest")
     assert twice.endswith("for GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for GA+GDR, full bf16 (58).")
     assert survive == (
         "2 of 3 configurations are at or under the ceiling without relearning, and of these 1 is after it (GA+GDR, "
         "LoRA, STE): surviving quantization is not surviving relearning."
     )
     assert apart == (
-        "VerbMem after it is 18 to 56 for 2 configurations at or under the ceiling without relearning, and 80 to 92 "
-        "for the other: every model of the former gives away less, under every precision."
+        "VerbMem after relearning is 18 to 56 for 2 configurations at or under the ceiling without it, and 80 to 92 for "
+        "the other: every model of the former gives away less, under every precision."
     )
 
 
@@ -194,14 +201,14 @@ def test_ranges_that_overlap_tell_nothing_apart():
     weak = attacked_certificate({"merged": OVER, RELEARNED: (55.0, 70.0, 15.0, 58.0)}, **FULL)
     low = attacked_certificate({"merged": OVER, RELEARNED: (20.0, 30.0, 15.0, 21.0)}, **FULL)
     firm = attacked_certificate({"merged": CALM, RELEARNED: BACK})
-    assert attack_words([firm, weak])[-1] == (
-        "VerbMem after it is 40 to 56 for 1 configuration at or under the ceiling without relearning, and 55 to 72 for "
+    assert attack_words([firm, weak])[-2] == (
+        "VerbMem after relearning is 40 to 56 for 1 configuration at or under the ceiling without it, and 55 to 72 for "
         "the other: the ranges overlap, so that relearning does not tell the two apart."
     )
-    assert attack_words([firm, low])[-1].endswith(
+    assert attack_words([firm, low])[-2].endswith(
         "and 20 to 32 for the other: every model of the former gives away more, under every precision."
     )
-    assert attack_words([weak])[-1] == "None of 1 configuration is at or under the ceiling without relearning."
+    assert attack_words([weak])[-2] == "None of 1 configuration is at or under the ceiling without relearning."
 
 
 def test_certificates_over_more_quantizers_are_set_beside_it():
@@ -210,8 +217,8 @@ def test_certificates_over_more_quantizers_are_set_beside_it():
     wide = [attacked_certificate({"merged": scores}, **arm) for scores, arm in ((CALM, {}), (OVER, FULL))]
     for one in wide:
         one["declared"]["quantizers"] = ["bf16", "rtn-int4-g128", "nf4-b64"]
-    assert attack_words(rows, wide)[-1] == (
-        "VerbMem after it is 40 to 56 for 1 configuration whose certificate over 3 precisions, without relearning, "
+    assert attack_words(rows, wide)[-2] == (
+        "VerbMem after relearning is 40 to 56 for 1 configuration whose certificate over 3 precisions without it "
         "holds, and 57 to 62 for the other: every model of the former gives away less, under every precision."
     )
     alone = attack_words(rows)
@@ -225,7 +232,7 @@ def test_certificates_over_more_quantizers_are_set_beside_it():
 
 def test_without_relearning_that_is_said():
     assert attack_words([attacked_certificate(HELD)])[-1] == "Relearning was not tried."
-    kept, again, survive = attack_words([lora(), attacked_certificate(HELD, guard="ste")])
+    kept, again, survive, _ = attack_words([lora(), attacked_certificate(HELD, guard="ste")])
     assert kept.endswith("GA+GDR, LoRA, STE (15), and over it for none.")
     assert again.endswith("for none, and over it for GA+GDR, LoRA (47); not tried: GA+GDR, LoRA, STE.")
     assert survive.startswith("1 of 1 configuration is")
