@@ -192,8 +192,8 @@ def test_some_hold_and_some_do_not():
         "LoRA, STE): surviving quantization is not surviving relearning."
     )
     assert apart == (
-        "VerbMem after relearning is 18 to 56 for 2 configurations at or under the ceiling without it, and 80 to 92 for "
-        "the other: every model of the former gives away less, under every precision."
+        "VerbMem after relearning is 18 to 56 for 2 configurations at or under the ceiling without it, and 80 to 92 "
+        "for the other: every model of the former gives away less, under every precision."
     )
 
 
