@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from qru import budget, figures, kernel_record, paper_words, records, ship_record, why_sheets
+from qru import budget, figures, kernel_record, method_tables, paper_words, records, ship_record, why_sheets
+from qru.attack_tables import ATTACK, attacked, load_attacks
 from qru.method_facts import method_facts
-from qru.paper_tables import counted
+from qru.tables import HEADINGS
 
 PAPER = Path(__file__).parent
 KEPT = PAPER / "records" / "readme"
 README = PAPER.parent / "README.md"
 KERNELS = PAPER / "records" / "kernel"
-COMPARED = ("methods", "certificates", "tweets", "attacks")
-TOLD = ("returns", "anyway", "calibration", "quail", "certified")
+COMPARED = ("methods", "certificates", "tweets", "attacks", "calibration", "quail", "margins")
 
 
 def keep(folders: list[str]) -> None:
@@ -110,24 +112,87 @@ def ship() -> str:
 
 
 def methods() -> str:
-    """What returns with methods that are to survive, whether QUAIL beats plain LoRA, and what a guard costs a step."""
+    """A row a combination of method, arm and guard, on text and on tweets; below, what a comparison came to."""
     kept = {name: sorted(map(str, (PAPER / "records" / name).glob("*.json"))) for name in COMPARED}
     facts = method_facts({
         "tables/three": [*kept["methods"], *kept["certificates"]], "tables/four": kept["tweets"],
         "tables/attacks": kept["attacks"],
+        "tables/calibration": kept["calibration"] and kept["methods"] + kept["calibration"],
+        "tables/quail": kept["quail"] and [p for name in ("methods", "tweets", "quail", "margins") for p in kept[name]],
     })  # fmt: skip
-    parts = []
-    for words, part in (("Text", facts["text"]), ("Tweets", facts["labels"])):
-        if part:
-            parts += ["", f"**{words}** ({part['runs']} runs, seeds {part['seeds']}). {part['met']}", ""]
-            parts += [f"- {told}" for key in TOLD for told in part.get(key, ())]
-    if facts["attacks"]:
-        many = counted(len(kept["attacks"]), "certificate")
-        parts += ["", f"**Attacks** ({many}).", "", *(f"- {told}" for told in facts["attacks"])]
+    if not facts["text"]:
+        return "There is no record of it yet: `make paper FRESH=1 GRID=full`."
+    after = {one.name: one.certificate for one in attacked(load_attacks(kept["attacks"]))} if kept["attacks"] else {}
+    text = method_tables.contenders(*method_tables.load_compared([*kept["methods"], *kept["certificates"]]))
+    parts = overview(text, "verbmem", "utility", after)
+    parts += [f"- {told}" for told in (*facts["text"]["calibration"], *(facts["calibration"] or ()))]
+    parts += [f"- {told}" for told in facts["text"]["quail"]]
+    if facts["readings"]:
+        parts += [f"- Other readings of QUAIL's margin: {' '.join(facts['readings'])}"]
+    if facts["labels"]:
+        labels = method_tables.contenders(method_tables.load_compared(kept["tweets"])[0])
+        parts += ["", *overview(labels, "forget_accuracy", "retain_accuracy", {})]
+        parts += [f"- {told}" for told in facts["labels"]["quail"]]
     if facts["cost"]:
         parts += ["", "**What a step costs** with a guard (`make bench-guards`).", ""]
         parts += [f"- {told}" for told in facts["cost"]]
-    return "\n".join(parts).strip() or "There is no record of it yet: `make paper FRESH=1 GRID=full`."
+    return "\n".join(parts)
+
+
+def overview(
+    found: Sequence[method_tables.Contender], forgotten: str, kept: str, after: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """A Markdown table: levels in bf16, under which quantizers it returns, and what certificates say.
+
+    Args:
+        forgotten, kept: metrics, of what is to be forgotten and of what is to be kept.
+        after: name -> certificate of the same models after relearning; none: no such column.
+    """
+    names = [HEADINGS[name].rsplit(" ", 1)[0] for name in (forgotten, kept)]
+    heads = ["Method, arm, guard", "Met the goal", *(f"{name} in bf16" for name in names), "Returns under"]
+    if certified := any(one.certificate for one in found):
+        heads += ["At most over retrained"] + ["… after relearning"] * bool(after)
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---|' * (len(heads) - 1)}"]
+    for one in found:
+        told = [one.name, f"{len(one.met)} of {len(one.runs)}"]
+        told += [method_tables.score_cell(one.shown, "bf16", name).text for name in (forgotten, kept)]
+        told.append(returning(one, forgotten))
+        if certified:
+            told.append(at_most(one.certificate))
+            told += [at_most(after.get(one.name), ATTACK)] * bool(after)
+        lines.append(f"| {' | '.join(told)} |")
+    levels = {who: found[0].runs[0].scores[who]["bf16"].get(forgotten) for who in ("target", "retrained")}
+    said = " and ".join(f"{level['value']:.0f} for the {who} model" for who, level in levels.items() if level)
+    note = [f"In percent; {names[0]} in bf16 is {said}. Behind a quantizer stands the median of what it brings back."]
+    ceilings = sorted({one.certificate["forget_ceiling"] for one in found if one.certificate})
+    if certified:
+        note.append(
+            "Over retrained: the largest upper bound of a certificate, in points; bold where it is over the ceiling of "
+            f"{' or '.join(f'{ceiling:g}' for ceiling in ceilings)}."
+        )
+    return [*lines, "", " ".join(note), ""]
+
+
+def returning(one: method_tables.Contender, metric: str) -> str:
+    """``RTN int4 tensor 77 %, FP4 16 %``: medians over the runs shown, of quantizers under which it returns in any."""
+    told = []
+    for name in method_tables.quantizers_of(one.shown):
+        found = method_tables.recovered_of(one.shown, name)
+        shares = [part[metric]["value"] for part in found if part[metric]["defined"]]
+        if any(part["recovers"]["recovers"] for part in found):
+            share = f" {statistics.median(shares):.0f} %" if shares else ""
+            told.append(f"{method_tables.quantizer_title(name)}{share}")
+    return ", ".join(told) or f"none of {len(method_tables.quantizers_of(one.shown))}"
+
+
+def at_most(certificate: Mapping[str, Any] | None, attack: str = "") -> str:
+    """``15``: the largest upper bound of the excess in points, of one kind of transform; bold over the ceiling."""
+    bounds = [one["upper"] for row in (certificate or {"cells": ()})["cells"] for one in row["forget"].values()
+              if row["transform"].startswith(attack)]  # fmt: skip
+    if not bounds:
+        return "–"
+    told = f"{max(bounds):.0f}"
+    return f"**{told}**" if max(bounds) > certificate["forget_ceiling"] else told
 
 
 def why() -> str:

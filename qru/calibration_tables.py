@@ -116,23 +116,36 @@ def calibration_sheet(records: Iterable[Record]) -> Sheet:
 
 
 def calibration_words(records: Iterable[Record]) -> list[str]:
-    """In how many runs memory returns under each calibrated quantizer and text, and whether the text changes it."""
+    """In how many runs memory returns under each calibrated quantizer and text, and whether the text changes it.
+
+    Counted are the runs that met the goal and were measured on every text.
+    """
     arms = by_text(records)
     out, apart = [], []
     for name in calibrated_names(arms):
-        told = {}
-        for end, text in TEXTS.items():
-            runs = [run for some in arms if (one := of(some, name + end)) for run in one.met]
-            back = [bool(found["recovers"]["recovers"]) for found in recovered_of(runs, name + end)]
-            if back:
-                told[text] = (sum(back), len(back))
-        out.append(f"{quantizer_title(name)}: " + listed([f"{some} of {counted(many, 'run')} on {text} text"
-                                                         for text, (some, many) in told.items()]))  # fmt: skip
-        if len({some for some, _ in told.values()}) > 1:
+        back = {text: _returns(arms, name, end) for end, text in TEXTS.items()}
+        every = set.intersection(*(set(found) for found in back.values()))
+        told = {text: sum(found[run] for run in every) for text, found in back.items()}
+        if not every:
+            continue
+        counts = listed([f"{some} on {text} text" for text, some in told.items()])
+        out.append(f"{quantizer_title(name)} in {counts} of {counted(len(every), 'run')}")
+        if len(set(told.values())) > 1:
             apart.append(quantizer_title(name))
     if not out:
         return []
-    verdict = f"the number of runs depends on the text under {listed(apart)}" if apart else (
-        "under none of them does the number of runs depend on the text"
+    verdict = f"the text changes the outcome under {listed(apart)}" if apart else (
+        "under none of them does the text change in how many runs"
     )  # fmt: skip
-    return [f"Memory returns, by the text of calibration: {'; '.join(out)}. So {verdict}."]
+    return [f"Memory returns, by the text of calibration, under {'; under '.join(out)}. So {verdict}."]
+
+
+def _returns(arms: Iterable[Sequence[Contender]], name: str, end: str) -> dict[tuple[str, int], bool]:
+    """(arm, seed) of the runs that met the goal -> whether memory returns under a quantizer on one text."""
+    return {
+        (f"{one.corpus} {one.name}", run.config["seed"]): bool(found["recovers"]["recovers"])
+        for some in arms
+        if (one := of(some, name + end))
+        for run in one.met
+        for found in recovered_of([run], name + end)
+    }

@@ -240,7 +240,7 @@ def _weights(bound: dict[str, Any]) -> str:
     }
     body = [
         f'<tr><td class="text">{escape(who)}</td><td class="text mono">{escape(name)}</td>'
-        f'<td class="text mono">{escape(sha)}</td></tr>'
+        f'<td class="text mono digest">{escape(sha)}</td></tr>'
         for who, one in models.items()
         for name, sha in one["files"].items()
     ]

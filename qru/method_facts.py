@@ -84,7 +84,7 @@ def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         out["calibration"] = calibration_words(load_calibrated(files["calibration"]))
     if files["readings"]:
         guarded, margins = load_readings(files["readings"])
-        out["readings"] = quail_words(readings(guarded, margins), margins)
+        out["readings"] = quail_words(readings(guarded, margins))
     if files["attacks"]:
         out["attacks"] = attack_words(load_attacks(files["attacks"]), broader=certificates)
     families = {family_of(name) for name in quantizers_of(runs)}

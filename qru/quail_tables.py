@@ -227,7 +227,7 @@ def spacing_words(steps: Iterable[Mapping[str, Any]]) -> list[str]:
 # --- sentences ------------------------------------------------------------------------------------------------------
 
 
-def quail_words(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def quail_words(found: Sequence[Reading]) -> list[str]:
     """What Δ_q comes to, and what each reading changes beside the plain arm; true of any outcome."""
     out = []
     for corpus in dict.fromkeys(one.runs.corpus for one in found):
@@ -239,7 +239,7 @@ def quail_words(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
         for one in here:
             if one.options:
                 out.append(_told(one, plain))
-    return out + spacing_words(steps)
+    return out
 
 
 def _told(one: Reading, plain: Reading | None) -> str:

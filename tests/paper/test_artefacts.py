@@ -15,7 +15,7 @@ from qru import evaluation_sheet, movement, print_figures, records, update_recor
 from qru.sheet import Sheet, sheet_latex, sheet_typst
 from tests.notebooks.test_notebooks import ROOT, papermill, pictures
 from tests.paper.attack_records import BACK, HELD, RELEARNED, attacked_certificate
-from tests.paper.method_records import method_record
+from tests.paper.method_records import GPTQ4, method_record
 from tests.synthetic import forget_set_records, why_record
 
 TENSOR, INT3, INT4 = "rtn-int4-tensor", "rtn-int3-g128", "rtn-int4-g128"
@@ -342,6 +342,9 @@ def files(tmp_path_factory):
     for record in [*forget_set_records("scal"), *forget_set_records("sust")]:
         out["sets"].append(home / "sets" / f"{record.config['forget_set']}.json")
         records.write_json(out["sets"][-1], records.slim(record))
+    out["calibration"] = [home / "calibration" / f"{i}.json" for i in range(2)]
+    for path, names in zip(out["calibration"], ((GPTQ4,), (f"{GPTQ4}-heldout", f"{GPTQ4}-forget")), strict=True):
+        records.write_json(path, records.slim(method_record(quantizers=names)))
     out["attacks"] = [home / "attacks" / "0.json"]
     records.write_json(out["attacks"][0], attacked_certificate(HELD | {RELEARNED: BACK}))
     return {name: [str(path) for path in paths] for name, paths in out.items()} | {"committed": []}
@@ -352,7 +355,7 @@ GIVEN = {
     "table_why": "why", "table_prediction": "why", "fig_kernel": "committed", "fig_scal_sust": "sets",
     "fig_updates": "updates", "table_evaluation": "committed", "table_three": "methods", "table_four": "tweets",
     "fig_tradeoff": "methods", "table_overlap": "methods",
-    "table_attacks": "attacks",
+    "table_attacks": "attacks", "table_calibration": "calibration", "table_quail": "methods",
 }  # fmt: skip
 
 

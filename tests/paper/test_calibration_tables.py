@@ -35,13 +35,19 @@ def test_a_column_is_a_text():
 
 def test_the_words_say_whether_the_text_decides():
     assert calibration_words([*runs((f"{GPTQ4}-forget",)), *runs(**LORA)]) == [
-        "Memory returns, by the text of calibration: GPTQ int4 g128: 0 of 4 runs on retained text, 0 of 4 runs on "
-        "held-out text and 2 of 4 runs on forgotten text; AWQ int4 g128: 0 of 4 runs on retained text, 0 of 4 runs on "
-        "held-out text and 0 of 4 runs on forgotten text. So the number of runs depends on the text under GPTQ int4 "
-        "g128."
+        "Memory returns, by the text of calibration, under GPTQ int4 g128 in 0 on retained text, 0 on held-out text "
+        "and 2 on forgotten text of 4 runs; under AWQ int4 g128 in 0 on retained text, 0 on held-out text and 0 on "
+        "forgotten text of 4 runs. So the text changes the outcome under GPTQ int4 g128."
     ]
     (told,) = calibration_words(runs())
-    assert told.endswith("So under none of them does the number of runs depend on the text.")
+    assert told.endswith("So under none of them does the text change in how many runs.")
+
+
+def test_runs_that_were_not_measured_on_every_text_are_not_counted():
+    some = runs((AWQ4, f"{AWQ4}-heldout", f"{AWQ4}-forget"))[:3]  # two seeds on retained text, one on the others
+    (told,) = calibration_words(some)
+    assert "AWQ int4 g128 in 1 on retained text, 1 on held-out text and 1 on forgotten text of 1 run." in told
+    assert told.endswith("So under none of them does the text change in how many runs.")
 
 
 def test_arms_that_were_calibrated_on_kept_text_alone_are_left_out():

@@ -236,6 +236,11 @@ def with_methods(shown, tmp_path) -> dict[str, list[str]]:  # noqa: F811
     return shown | {
         "tables/three": [*text, *files("certificates", made)], "figures/tradeoff": text, "tables/overlap": text,
         "tables/four": files("tweets", [slim(run) for run in tweets]),
+        "tables/calibration": files("calibration", [
+            slim(method_record(adapter="lora", weights="fp32", quantizers=names))
+            for names in ((GPTQ4,), (f"{GPTQ4}-heldout", f"{GPTQ4}-forget"))
+        ]),
+        "tables/quail": text,
         "tables/attacks": files("attacks", [attacked_certificate(HELD | {RELEARNED: BACK})]),
     }  # fmt: skip
 
@@ -259,6 +264,8 @@ def test_the_text_changes_with_the_records(with_methods, tmp_path):
         in text
     )
     assert "it holds for GA+GDR, LoRA (at most 6 points)" in text
+    assert "under GPTQ int4 g128 in 0 on retained text, 0 on held-out text and 0 on forgotten text of 1 run" in text
+    assert "Books, margin measured on the logits, RTN int4 g128 (2 runs): it returns under RTN int4 tensor" in text
     assert "and of these none is after it: surviving quantization is not surviving relearning" in text
     assert "Only rounding to nearest is measured." not in text
     assert "It is not part of this comparison." not in text
