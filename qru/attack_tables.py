@@ -370,11 +370,36 @@ def _told_apart(rows: Sequence[Contender], some: Sequence[Contender], attack: st
     elif min(these) > max(those):
         verdict = "every model of the former gives away more, under every precision"
     else:
-        verdict = "the ranges overlap, so that relearning does not tell the two apart"
+        verdict = f"the ranges overlap{_in_places(some, others, attack)}"
     return [
         f"VerbMem after relearning is {ends(these)} for {counted(len(some), 'configuration')} {words}, and "
         f"{ends(those)} for the {'other' if len(others) == 1 else f'{len(others)} others'}: {verdict}."
     ]
+
+
+def _in_places(some: Sequence[Contender], others: Sequence[Contender], attack: str) -> str:
+    """In how many of the pairs of seed and precision that both have the ranges do not overlap, and which way."""
+    these, those = (by_place(part, attack) for part in (some, others))
+    shared = these.keys() & those.keys()
+    if not shared:
+        return ""
+    less = sum(max(these[at]) < min(those[at]) for at in shared)
+    more = sum(min(these[at]) > max(those[at]) for at in shared)
+    return (
+        "; compared under one precision and with one seed at a time, every model of the former gives away less in "
+        f"{less} of {counted(len(shared), 'case')}{f', and more in {more}' if more else ''}"
+    )
+
+
+def by_place(rows: Iterable[Contender], transform: str) -> dict[tuple[int, str], list[float]]:
+    """(seed, precision) -> VerbMem of each row."""
+    out: dict[tuple[int, str], list[float]] = {}
+    for one in rows:
+        for cell in one.certificate["cells"]:
+            if cell["transform"] == transform:
+                place = (cell["seed"], cell["quantizer"])
+                out.setdefault(place, []).append(cell["forget"][METRIC]["unlearned"])
+    return out
 
 
 def _refused(rows: Iterable[Contender]) -> list[str]:

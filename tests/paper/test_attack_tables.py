@@ -197,14 +197,22 @@ def test_some_hold_and_some_do_not():
     )
 
 
-def test_ranges_that_overlap_tell_nothing_apart():
+def test_ranges_that_overlap_are_compared_place_by_place():
+    """Seeds 0 and 1 in bf16 and int4: 40, 42, 54 and 56 against 55, 57, 70 and 72, and so on."""
     weak = attacked_certificate({"merged": OVER, RELEARNED: (55.0, 70.0, 15.0, 58.0)}, **FULL)
     low = attacked_certificate({"merged": OVER, RELEARNED: (20.0, 30.0, 15.0, 21.0)}, **FULL)
     firm = attacked_certificate({"merged": CALM, RELEARNED: BACK})
     assert attack_words([firm, weak])[-2] == (
         "VerbMem after relearning is 40 to 56 for 1 configuration at or under the ceiling without it, and 55 to 72 for "
-        "the other: the ranges overlap, so that relearning does not tell the two apart."
+        "the other: the ranges overlap; compared under one precision and with one seed at a time, every model of the "
+        "former gives away less in 4 of 4 cases."
     )
+    mixed = attacked_certificate({"merged": OVER, RELEARNED: (30.0, 55.0, 15.0, 58.0)}, **FULL)
+    assert attack_words([firm, mixed])[-2].endswith("gives away less in 2 of 4 cases, and more in 2.")
+    other = attacked_certificate({"merged": OVER, RELEARNED: (50.0, 50.0, 15.0, 58.0)}, **FULL)
+    for cell in other["cells"]:
+        cell["seed"] += 2
+    assert attack_words([firm, other])[-2].endswith("50 to 52 for the other: the ranges overlap."), "no seed is of both"
     assert attack_words([firm, low])[-2].endswith(
         "and 20 to 32 for the other: every model of the former gives away more, under every precision."
     )
