@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from qru.config import MEASURING, digest, later_defaults
 from qru.method_tables import (
     Contender,
     arm_cell,
@@ -22,13 +24,14 @@ from qru.method_tables import (
     seeds_note,
     share_cell,
 )
-from qru.paper_tables import ABSENT, counted, listed, missing_note, score_means
+from qru.paper_tables import counted, listed, missing_note, score_means
 from qru.records import Record
-from qru.sheet import Block, Cell, Row, Sheet
+from qru.sheet import Block, Row, Sheet
 from qru.typeset import method_title
 
 RECORDS = Path(__file__).resolve().parent.parent / "paper" / "records"
 TEXTS = {"": "retained", "-heldout": "held-out", "-forget": "forgotten"}  # how a name ends -> text it was calibrated on
+HEADS = ("re-\ntained", "held-\nout", "for-\ngotten")
 CALIBRATED = ("gptq", "awq")
 
 
@@ -49,30 +52,31 @@ def bare(name: str) -> str:
     return re.sub("-(heldout|forget)$", "", name)
 
 
-def by_text(records: Iterable[Record]) -> list[list[Contender]]:
-    """Arms that were measured on other texts than the retained, each as often as there are sets of quantizers.
+def by_text(records: Iterable[Record]) -> list[Contender]:
+    """Arms of the models that were measured on other texts than the retained: of each model one record, of all of it.
 
-    Runs of one arm and seed are one model, which was quantized in several ways and recorded for each of them.
+    Runs that differ in what is measured alone are one model. Those of a seed that was measured on retained text alone
+    are left out, so that the columns of a row are of the same models.
     """
-    parts: dict[tuple[str, ...], list[Record]] = {}
+    models: dict[str, Record] = {}
     for record in records:
-        parts.setdefault(tuple(quantizers_of([record])), []).append(record)
-    found: dict[str, list[Contender]] = {}
-    for runs in parts.values():
-        for one in contenders(runs):
-            found.setdefault(f"{one.corpus} {one.name}", []).append(one)
-    return [some for some in found.values() if any(n != bare(n) for one in some for n in quantizers_of(one.runs))]
+        config = later_defaults() | record.config
+        key = digest({name: value for name, value in config.items() if name not in (*MEASURING, "hash")})
+        models[key] = _joined(models[key], record) if key in models else record
+    some = [model for model in models.values() if any(name != bare(name) for name in quantizers_of([model]))]
+    return contenders(some) if some else []
 
 
-def of(some: Sequence[Contender], name: str) -> Contender | None:
-    """The one of these that was measured under a quantizer."""
-    return next((one for one in some if name in quantizers_of(one.runs)), None)
+def _joined(one: Record, other: Record) -> Record:
+    """One record of a model, under the quantizers of both."""
+    scores = {who: one.scores[who] | other.scores[who] for who in one.scores}
+    recovered = one.extra.get("recovered", {}) | other.extra.get("recovered", {})
+    return replace(one, scores=scores, extra=one.extra | {"recovered": recovered})
 
 
-def calibrated_names(arms: Iterable[Sequence[Contender]]) -> list[str]:
+def calibrated_names(arms: Iterable[Contender]) -> list[str]:
     """Calibrated quantizers without the text, those first that have more bits."""
-    names = {bare(name) for some in arms for one in some for name in quantizers_of(one.runs)}
-    return in_rank(name for name in names if family_of(name) in CALIBRATED)
+    return in_rank(bare(name) for one in arms for name in quantizers_of(one.runs) if family_of(name) in CALIBRATED)
 
 
 def calibration_sheet(records: Iterable[Record]) -> Sheet:
@@ -85,38 +89,32 @@ def calibration_sheet(records: Iterable[Record]) -> Sheet:
     if not arms:
         raise ValueError("no run was calibrated on held-out or forget text: see calibration in paper/experiments.yaml.")
     names = calibrated_names(arms)
-    plain = in_rank({f"rtn-{bare(n).partition('-')[2]}" for n in names})
-    columns = [(quantizer_title(name), tuple(text for text in TEXTS.values())) for name in names]
+    plain = in_rank({f"rtn-{name.partition('-')[2]}" for name in names})
+    columns = [(quantizer_title(name), HEADS) for name in names]
 
-    def share(some: Sequence[Contender], name: str) -> Cell:
-        one = of(some, name)
-        return share_cell(one.shown, name) if one else Cell(ABSENT)
-
-    def row(some: Sequence[Contender]) -> Row:
-        return (
-            arm_cell(some[0]), score_cell(some[0].shown, "bf16", "verbmem"), *(share(some, name) for name in plain),
-            *(share(some, name + end) for name in names for end in TEXTS),
-        )  # fmt: skip
+    def row(one: Contender) -> Row:
+        shares = (share_cell(one.shown, name) for name in (*plain, *(n + end for n in names for end in TEXTS)))
+        return (arm_cell(one), score_cell(one.shown, "bf16", "verbmem"), *shares)
 
     heads = tuple(quantizer_title(name).removeprefix("RTN ").replace(" ", "\n", 1) for name in plain)
     blocks = []
-    for corpus, method in dict.fromkeys((some[0].corpus, some[0].method) for some in arms):
-        here = [some for some in arms if (some[0].corpus, some[0].method) == (corpus, method)]
+    for corpus, method in dict.fromkeys((one.corpus, one.method) for one in arms):
+        here = [one for one in arms if (one.corpus, one.method) == (corpus, method)]
         blocks.append(Block(f"{corpus}, {method_title(method)}", (tuple(map(row, here)),)))
     note = [
         "In percent.",
-        *seeds_note([some[0] for some in arms], ", below them the lowest…highest"),
+        *seeds_note(arms, ", below them the lowest…highest"),
         "Recovered share: 0 what the model says in bf16, 100 what the target says under the same quantizer, calibrated "
         "on the same text. Bold: memory returns in at least one seed, by the rule of the text.",
-        *example_note(score_means(run for some in arms for run in some[0].shown)),
-        *missed_note(some[0] for some in arms),
+        *example_note(score_means(run for one in arms for run in one.shown)),
+        *missed_note(arms),
         *missing_note(blocks),
     ]
     return Sheet(("Arm",), (("bf16", ("Verb-\nMem ↓",)), ("RTN", heads), *columns), tuple(blocks), tuple(note))
 
 
 def calibration_words(records: Iterable[Record]) -> list[str]:
-    """In how many runs memory returns under each calibrated quantizer and text, and whether the text changes it.
+    """In how many runs memory returns by calibrated quantizer and text, and whether the text changes that number.
 
     Counted are the runs that met the goal and were measured on every text.
     """
@@ -134,18 +132,17 @@ def calibration_words(records: Iterable[Record]) -> list[str]:
             apart.append(quantizer_title(name))
     if not out:
         return []
-    verdict = f"the text changes the outcome under {listed(apart)}" if apart else (
-        "under none of them does the text change in how many runs"
-    )  # fmt: skip
-    return [f"Memory returns, by the text of calibration, under {'; under '.join(out)}. So {verdict}."]
+    return [
+        f"Memory returns, by the text of calibration, under {'; under '.join(out)}. The text changes that number under "
+        f"{listed(apart) if apart else 'none of them'}."
+    ]
 
 
-def _returns(arms: Iterable[Sequence[Contender]], name: str, end: str) -> dict[tuple[str, int], bool]:
+def _returns(arms: Iterable[Contender], name: str, end: str) -> dict[tuple[str, int], bool]:
     """(arm, seed) of the runs that met the goal -> whether memory returns under a quantizer on one text."""
     return {
         (f"{one.corpus} {one.name}", run.config["seed"]): bool(found["recovers"]["recovers"])
-        for some in arms
-        if (one := of(some, name + end))
+        for one in arms
         for run in one.met
         for found in recovered_of([run], name + end)
     }
