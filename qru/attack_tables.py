@@ -264,6 +264,22 @@ def attack_words(certificates: Iterable[Mapping[str, Any]], broader: Iterable[Ma
     return out + _refused(every)
 
 
+def attack_abstract(certificates: Iterable[Mapping[str, Any]]) -> str:
+    """One sentence an attack: how many rows that are not refused are over the ceiling after it."""
+    rows = [one for one in attacked(certificates) if one.certificate["outcome"] != "refused"]
+    out = []
+    for attack in filter(is_attack, transforms_of(rows)):
+        tried = [one for one in rows if leaks(one, [attack])]
+        over = sum(not holds(one, [attack]) for one in tried)
+        now = ends([leak["unlearned"] for one in tried for leak in leaks(one, [attack])])
+        out.append(
+            f"Once quantized models are {transform_words(attack)}, in {over} of {counted(len(tried), 'combination')} more "
+            f"of the others is given away than a ceiling of {rows[0].certificate['forget_ceiling']:g} points over the "
+            f"retrained model allows (VerbMem {now}, retrained {ends(baseline(tried, attack))})."
+        )
+    return " ".join(out)
+
+
 def _kept(rows: Sequence[Contender], calm: Sequence[str]) -> list[str]:
     """Whose bounds stay at or under the ceiling; one sentence for all transforms of which the same is true."""
     alike: dict[tuple, list[str]] = {}

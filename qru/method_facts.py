@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qru.attack_tables import attack_words, load_attacks
+from qru.attack_tables import attack_abstract, attack_words, load_attacks
 from qru.calibration_tables import calibration_words, load_calibrated
 from qru.certificate import UTILITY_FLOOR
 from qru.config import GUARD_OPTIONS
@@ -86,7 +86,9 @@ def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         guarded, margins = load_readings(files["readings"])
         out["readings"] = quail_words(readings(guarded, margins))
     if files["attacks"]:
-        out["attacks"] = attack_words(load_attacks(files["attacks"]), broader=certificates)
+        attacked = load_attacks(files["attacks"])
+        out["attacks"] = attack_words(attacked, broader=certificates)
+        out["relearned"] = attack_abstract(attacked)
     families = {family_of(name) for name in quantizers_of(runs)}
     out["calibrated"] = listed(
         [{"gptq": "GPTQ", "awq": "AWQ"}[f] for f in ("gptq", "awq") if f in families] or ["none"]

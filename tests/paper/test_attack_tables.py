@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from qru.attack_tables import attack_sheet, attack_words, attacked, load_attacks, transform_title, transform_words
+from qru.attack_tables import (
+    attack_abstract,
+    attack_sheet,
+    attack_words,
+    attacked,
+    load_attacks,
+    transform_title,
+    transform_words,
+)
 from qru.records import write_json
 from qru.sheet import sheet_latex, sheet_typst
 from tests.paper.attack_records import BACK, CALM, HELD, PRUNED, RELEARNED, TWICE, attacked_certificate
@@ -262,3 +270,15 @@ def test_names_in_words():
     assert list(map(transform_title, names)) == ["Merged", "RTN int8 row first", "2.5 % pruned", "Relearned 1×16"]
     assert transform_words("relearn-1x16") == "trained again for 16 steps on 1 of the forgotten passages"
     assert transform_words("prune-2.5") == "pruned by 2.5 %"
+
+
+def test_one_sentence_for_the_abstract():
+    """Of two rows that are not refused one is over the ceiling; a refused one is left out."""
+    ste = attacked_certificate(HELD | {RELEARNED: CALM}, guard="ste")
+    refused = lora(adapter="sure", weights="bf16", outcome="refused")
+    assert attack_abstract([lora(), ste, refused]) == (
+        "Once quantized models are trained again for 8 steps on 4 of the forgotten passages, in 1 of 2 combinations "
+        "more of the others is given away than a ceiling of 20 points over the retrained model allows (VerbMem 20 to "
+        "56, retrained 14 to 16)."
+    )
+    assert attack_abstract([attacked_certificate(HELD)]) == ""
