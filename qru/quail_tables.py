@@ -178,8 +178,7 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
                  if m in some[0].runs.runs[0].scores["unlearned"]["bf16"]]
         for corpus, some in guarded.items()
     }  # fmt: skip
-    missed = [f"{one.runs.corpus}, {one.name} {len(one.runs.met)} of {len(one.runs.runs)}" for one in found
-              if mark(one.runs)]  # fmt: skip
+    missed = [f"{one.runs.corpus}, {one.name} {_met(one.runs)}" for one in found if mark(one.runs)]
     note = [
         f"{method_title(METHOD)}, {ARM}. In percent but for logits; means over seeds, below them the lowest…highest.",
         *(f"{'Seed' if len(s) == 1 else 'Seeds'} {listed(s)}: {'; '.join(names)}." for s, names in by_seeds.items()),
@@ -193,6 +192,13 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
     if any(UNDEFINED in cell.text for block in blocks for group in block.groups for line in group for cell in line):
         note.append(f"{UNDEFINED}: not defined: the target itself says no more under this quantizer.")
     return Sheet(("Margin is the step",), columns, tuple(blocks), tuple(note))
+
+
+def _met(runs: Contender) -> str:
+    """``1 of 3, seed 2``: how many runs met the goal, and which."""
+    seeds = [run.config["seed"] for run in runs.met]
+    told = f", {'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}" if seeds else ""
+    return f"{len(seeds)} of {len(runs.runs)}{told}"
 
 
 def heading(name: str) -> str:
@@ -255,16 +261,29 @@ def _told(one: Reading, plain: Reading | None) -> str:
     told = f"it returns under {listed(list(map(quantizer_title, back)))}" if back else (
         f"it returns under none of {counted(len(names), 'quantizer')}"
     )  # fmt: skip
-    seeds = {run.config["seed"] for run in one.runs.met}
-    beside = [run for run in plain.runs.met if run.config["seed"] in seeds] if plain else []
-    if both := [name for name in names if recovered_of(beside, name)]:
-        of_plain = returning(beside, both)
-        less = [name for name in both if name in of_plain and name not in back]
-        more = [name for name in both if name not in of_plain and name in back]
-        parts = [f"{words} under {listed(list(map(quantizer_title, some)))}"
-                 for words, some in (("not any more", less), ("other than without QUAIL", more)) if some]  # fmt: skip
-        told += f", {listed(parts)}" if parts else ", as without QUAIL"
-    return f"{head[0].upper()}{head[1:]}:{part} {told}."
+    return f"{head[0].upper()}{head[1:]}:{part} {told}{_beside(one, plain) if plain else ''}."
+
+
+def _beside(one: Reading, plain: Reading) -> str:
+    """Under which quantizers it returns otherwise than in the plain runs of the same seeds."""
+    seeds = sorted(set.intersection(*({run.config["seed"] for run in side.runs.met} for side in (one, plain))))
+    if not seeds:
+        return "; without QUAIL the goal was met with no seed with which it was here, so nothing is compared"
+    ours, theirs = ([run for run in side.runs.met if run.config["seed"] in seeds] for side in (one, plain))
+    both = [name for name in quantizers_of(ours) if recovered_of(theirs, name)]
+    if not both:
+        return ""
+    back, of_plain = returning(ours, both), returning(theirs, both)
+    less, more = ([name for name in some if name not in rest] for some, rest in ((of_plain, back), (back, of_plain)))
+    parts = [f"{words} under {listed(list(map(quantizer_title, some)))}"
+             for words, some in (("not any more", less), ("other than without QUAIL", more)) if some]  # fmt: skip
+    scope = [
+        *([f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"] if len(seeds) < len(one.runs.met) else []),
+        *([f"by the {counted(len(both), 'quantizer')} that both have"] if both != quantizers_of(one.runs.met) else []),
+    ]
+    told = f" ({', '.join(scope)})" if scope else ""
+    same = f"{'the same quantizers ' if back else ''}as without QUAIL"
+    return f", {listed(parts) if parts else same}{told}"
 
 
 def returning(runs: Sequence[Record], names: Sequence[str]) -> list[str]:

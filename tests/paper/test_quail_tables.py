@@ -64,7 +64,7 @@ def test_the_words_say_what_each_reading_changes_beside_the_plain_run_of_the_sam
     assert quail_words(readings(RUNS, [margins()])) == [
         "On books, Δ_q is 0.27 to 1.1 logits by these readings.",
         "Books, margin measured on the logits, RTN int4 g128 (2 runs): it returns under RTN int4 tensor and RTN int3 "
-        "g128, as without QUAIL.",
+        "g128, the same quantizers as without QUAIL.",
         "Books, margin carried to the logits, RTN int4 g128 (1 run): it returns under RTN int4 g128 and RTN int3 g128, "
         "not any more under RTN int4 tensor and other than without QUAIL under RTN int4 g128.",
         "Books, margin carried to the logits, RTN int4 tensor, γ 10 (1 run): none met the goal, so nothing is "
@@ -79,6 +79,30 @@ def test_without_a_plain_run_nothing_is_set_beside_it():
     )
     with pytest.raises(ValueError, match=r"no run of GA\+GDR, full bf16, with QUAIL's guard"):
         quail_sheet(readings([run()]))
+
+
+def test_runs_are_set_beside_those_of_their_own_seeds_and_quantizers():
+    def told(*runs):
+        return quail_words(readings(runs))[-1].partition(": ")[2]
+
+    guarded = [run(guard="quail", back=(TENSOR,)), run(guard="quail", seed=1, back=(INT4,))]
+    assert told(run(seed=2, back=(TENSOR,)), *guarded) == (
+        "it returns under RTN int4 g128 and RTN int4 tensor; without QUAIL the goal was met with no seed with which it "
+        "was here, so nothing is compared."
+    )
+    assert told(run(back=(TENSOR,)), run(seed=1, reached=False), *guarded) == (
+        "it returns under RTN int4 g128 and RTN int4 tensor, the same quantizers as without QUAIL (seed 0)."
+    ), "seed 1, in which another returns, has none beside it"
+    few = method_record(quantizers=(INT4,))
+    assert (
+        told(few, guarded[0])
+        == "it returns under RTN int4 tensor, as without QUAIL (by the 1 quantizer that both have)."
+    )
+    assert told(few, run(guard="quail")) == (
+        "it returns under none of 3 quantizers, as without QUAIL (by the 1 quantizer that both have)."
+    )
+    note = " ".join(quail_sheet(readings([run(), run(seed=1, reached=False), *guarded])).note)
+    assert "(met: books, none 1 of 2, seed 0); shown are those that met it" in note
 
 
 def test_other_norms_positions_and_numbers_are_named():
