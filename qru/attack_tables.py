@@ -273,8 +273,8 @@ def attack_abstract(certificates: Iterable[Mapping[str, Any]]) -> str:
         over = sum(not holds(one, [attack]) for one in tried)
         now = ends([leak["unlearned"] for one in tried for leak in leaks(one, [attack])])
         out.append(
-            f"Once quantized models are {transform_words(attack)}, in {over} of {counted(len(tried), 'combination')} more "
-            f"of the others is given away than a ceiling of {rows[0].certificate['forget_ceiling']:g} points over the "
+            f"Once quantized models are {transform_words(attack)}, in {over} of {counted(len(tried), 'combination')} "
+            f"more of the others is given away than a ceiling of {rows[0].certificate['forget_ceiling']:g} points over the "
             f"retrained model allows (VerbMem {now}, retrained {ends(baseline(tried, attack))})."
         )
     return " ".join(out)
