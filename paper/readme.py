@@ -132,7 +132,7 @@ def methods() -> str:
     if facts["labels"]:
         labels = method_tables.contenders(method_tables.load_compared(kept["tweets"])[0])
         parts += ["", *overview(labels, "forget_accuracy", "retain_accuracy", {})]
-        parts += [f"- {told}" for told in facts["labels"]["quail"]]
+        parts += [f"- {told}" for told in (*facts["labels"]["anyway"], *facts["labels"]["quail"])]
     if facts["cost"]:
         parts += ["", "**What a step costs** with a guard (`make bench-guards`).", ""]
         parts += [f"- {told}" for told in facts["cost"]]
@@ -163,12 +163,20 @@ def overview(
         lines.append(f"| {' | '.join(told)} |")
     levels = {who: found[0].runs[0].scores[who]["bf16"].get(forgotten) for who in ("target", "retrained")}
     said = " and ".join(f"{level['value']:.0f} for the {who} model" for who, level in levels.items() if level)
-    note = [f"In percent; {names[0]} in bf16 is {said}. Behind a quantizer stands the median of what it brings back."]
-    ceilings = sorted({one.certificate["forget_ceiling"] for one in found if one.certificate})
+    note = [
+        f"In percent; {names[0]} in bf16 is {said}. Means over the runs that met the goal, or over all where none did. "
+        "A quantizer is named if in any of these runs it brings something back, with the median over them."
+    ]
     if certified:
+        before = [one.certificate for one in found if one.certificate]
+        relearned = [after[one.name] for one in found if one.name in after]
+        ceilings = sorted({made["forget_ceiling"] for made in (*before, *relearned)})
+        under = [" or ".join(dict.fromkeys(str(len(made["declared"]["quantizers"])) for made in part))
+                 for part in (before, relearned)]  # fmt: skip
         note.append(
-            "Over retrained: the largest upper bound of a certificate, in points; bold where it is over the ceiling of "
-            f"{' or '.join(f'{ceiling:g}' for ceiling in ceilings)}."
+            f"Over retrained: the largest upper bound of a certificate over {under[0]} precisions"
+            f"{f', after relearning over {under[1]}' if relearned else ''}, in points; bold where it is over the "
+            f"ceiling of {' or '.join(f'{ceiling:g}' for ceiling in ceilings)}; –: not certified."
         )
     return [*lines, "", " ".join(note), ""]
 
@@ -186,11 +194,16 @@ def returning(one: method_tables.Contender, metric: str) -> str:
 
 
 def at_most(certificate: Mapping[str, Any] | None, attack: str = "") -> str:
-    """``15``: the largest upper bound of the excess in points, of one kind of transform; bold over the ceiling."""
+    """``15``: the largest upper bound of the excess in points, of one kind of transform; bold over the ceiling.
+
+    ``refused`` where a certificate is: what its bounds say of a model that lost its use supports nothing.
+    """
     bounds = [one["upper"] for row in (certificate or {"cells": ()})["cells"] for one in row["forget"].values()
               if row["transform"].startswith(attack)]  # fmt: skip
     if not bounds:
         return "–"
+    if certificate["outcome"] == "refused":
+        return "refused"
     told = f"{max(bounds):.0f}"
     return f"**{told}**" if max(bounds) > certificate["forget_ceiling"] else told
 
