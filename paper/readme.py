@@ -14,6 +14,7 @@ import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,10 @@ def overview(
             f"{f', after relearning over {under[1]}' if relearned else ''}, in points; bold where it is over the "
             f"ceiling of {' or '.join(f'{ceiling:g}' for ceiling in ceilings)}; –: not certified."
         )
+        both = [
+            replace(one, certificate=made) for one in found for made in (one.certificate, after.get(one.name)) if made
+        ]
+        note += method_tables.other_seeds_note(both)
     return [*lines, "", " ".join(note), ""]
 
 

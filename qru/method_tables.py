@@ -394,14 +394,17 @@ def certificate_note(found: Sequence[Contender]) -> list[str]:
         f"{100 * made['utility_floor']:g} % of the target’s Utility"
         for made in (one.certificate for one in known)
     }
-    out = [
+    return [
         "Excess at most: what is given away beyond the retrained model, in points, the largest of the 95 % upper "
-        f"bounds over {'; or over '.join(sorted(told))}."
+        f"bounds over {'; or over '.join(sorted(told))}.",
+        *other_seeds_note(known),
     ]
-    if other := list(filter(other_seeds, known)):
-        seeds = [f"{one.name} of {listed(one.certificate['declared']['seeds'])}" for one in other]
-        out.append(f"Certificates of other seeds than the row's: {'; '.join(seeds)}.")
-    return out
+
+
+def other_seeds_note(certified: Iterable[Contender]) -> list[str]:
+    """Whose certificates are of other seeds than their runs are."""
+    seeds = [f"{one.name} of {listed(one.certificate['declared']['seeds'])}" for one in filter(other_seeds, certified)]
+    return [f"Certificates of other seeds than the row's: {'; '.join(seeds)}."] if seeds else []
 
 
 def other_seeds(one: Contender) -> bool:
