@@ -336,7 +336,9 @@ def _survivors(
     rows: Sequence[Contender], calm: Sequence[str], attack: str, broader: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Whether what stays under the ceiling without relearning does after it, and is told apart by it from the rest."""
-    tried = [one for one in rows if leaks(one, [attack])]
+    tried = [one for one in rows if leaks(one, [attack]) and leaks(one, calm)]
+    if not tried:
+        return []
     firm = [one for one in tried if holds(one, calm)]
     left = [one for one in firm if holds(one, [attack])]
     out = [

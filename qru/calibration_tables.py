@@ -83,11 +83,16 @@ def calibration_sheet(records: Iterable[Record]) -> Sheet:
     """A row an arm; under each calibrated quantizer a column a text: what comes back.
 
     Raises:
-        ValueError: no run was calibrated on anything but retained text.
+        ValueError: no run was calibrated on anything but retained text, or one is of a classifier (names it).
     """
     arms = by_text(records)
     if not arms:
         raise ValueError("no run was calibrated on held-out or forget text: see calibration in paper/experiments.yaml.")
+    for run in (run for one in arms for run in one.runs):
+        if "verbmem" not in run.scores["unlearned"]["bf16"]:
+            raise ValueError(
+                f"{run.path} has no VerbMem: this table is of forgotten text. Give runs of language models."
+            )
     names = calibrated_names(arms)
     plain = in_rank({f"rtn-{name.partition('-')[2]}" for name in names})
     columns = [(quantizer_title(name), HEADS) for name in names]

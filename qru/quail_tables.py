@@ -79,7 +79,7 @@ def load_readings(files: Sequence[str] = ()) -> tuple[list[Record], list[dict[st
     runs, steps = [], []
     for path in named_or_all(files or [str(path) for path in home], RECORDS, f"no records in {RECORDS}: make paper"):
         value = read_json(path)
-        if value.get("kind") == STEPS:
+        if isinstance(value, dict) and value.get("kind") == STEPS:
             steps.append(value)
         else:
             runs.append(load_record(path))
@@ -95,9 +95,12 @@ def readings(records: Iterable[Record], steps: Iterable[Mapping[str, Any]] = ())
     """Runs by corpus and reading: of each corpus the plain arm, then readings by the size of Δ_q and γ.
 
     Raises:
-        ValueError: two runs of one reading and seed, or of settings that differ in more (see ``contenders``).
+        ValueError: runs of two scales, two of one reading and seed, or of settings that differ in more (see
+            ``contenders``).
     """
-    steps = list(steps)
+    records, steps = list(records), list(steps)
+    if len(scales := sorted({record.config["scale"] for record in records})) > 1:
+        raise ValueError(f"records of the scales {listed(scales)} cannot stand in one table.")
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         config = record.config

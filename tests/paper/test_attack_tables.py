@@ -246,6 +246,12 @@ def test_certificates_over_more_quantizers_are_set_beside_it():
     )
 
 
+def test_what_was_not_measured_without_relearning_is_not_said_to_fail_there():
+    alone = attacked_certificate({RELEARNED: BACK}, guard="ste")
+    assert len(attack_words([alone])) == 2, "what relearning brings out, and that it was one attack"
+    assert attack_words([alone, lora()])[2].startswith("1 of 1 configuration is at or under the ceiling without")
+
+
 def test_without_relearning_that_is_said():
     assert attack_words([attacked_certificate(HELD)])[-1] == "Relearning was not tried."
     kept, again, survive, _ = attack_words([lora(), attacked_certificate(HELD, guard="ste")])

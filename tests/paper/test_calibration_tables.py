@@ -71,4 +71,6 @@ def test_arms_that_were_calibrated_on_kept_text_alone_are_left_out():
     assert calibration_words(only) == []
     with pytest.raises(ValueError, match="no run was calibrated on held-out or forget text"):
         calibration_sheet(only)
+    with pytest.raises(ValueError, match="has no VerbMem: this table is of forgotten text"):
+        calibration_sheet([method_record(corpus="tweets", quantizers=OTHER)])
     assert [bare(name) for name in (INT3, *OTHER)] == [INT3, GPTQ4, GPTQ4, AWQ4, AWQ4]

@@ -122,5 +122,10 @@ def test_only_quails_method_and_arm_are_read(tmp_path):
     write_json(tmp_path / "margins.json", margins())
     runs, steps = load_readings([str(path) for path in sorted(tmp_path.glob("*.json"))])
     assert [one.config["guard"] for one in runs] == [None, None, "quail"]
+    with pytest.raises(ValueError, match="scales mini and smoke cannot stand in one table"):
+        readings([method_record(), method_record(guard="quail", scale="smoke")])
+    write_json(tmp_path / "list.json", [1])
+    with pytest.raises(ValueError, match=r"list\.json.*no record of a run"):
+        load_readings([str(tmp_path / "list.json")])
     assert steps == [margins()]
     assert pushed(runs[2]) == (0.1, 0.002), "a record that is kept has the looks"
