@@ -274,8 +274,8 @@ def attack_abstract(certificates: Iterable[Mapping[str, Any]]) -> str:
         now = ends([leak["unlearned"] for one in tried for leak in leaks(one, [attack])])
         out.append(
             f"Once quantized models are {transform_words(attack)}, in {over} of {counted(len(tried), 'combination')} "
-            f"more of the others is given away than a ceiling of {rows[0].certificate['forget_ceiling']:g} points over "
-            f"the retrained model allows (VerbMem {now}, retrained {ends(baseline(tried, attack))})."
+            f"more of the others may be given away than a ceiling of {rows[0].certificate['forget_ceiling']:g} points "
+            f"over the retrained model allows (VerbMem {now}, retrained {ends(baseline(tried, attack))})."
         )
     return " ".join(out)
 

@@ -63,9 +63,9 @@ def method_facts(shown: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     Returns:
         One key an artefact, as in ``ARTEFACTS``: ``text`` of Table III, ``labels`` of Table IV, ``overlap`` of QUAIL's
         analysis, ``calibration`` of its texts, ``readings`` of QUAIL's margin, ``attacks`` of certificates over
-        transforms. ``calibrated``: whether any run was measured under GPTQ or AWQ. ``quail``: whether any of Table III
-        was guarded by QUAIL. ``cost``: sentences on what a step costs with each guard, of committed records that no
-        artefact shows; empty without one.
+        transforms; with these ``relearned``, the abstract's sentence on them. ``calibrated``: whether any run was
+        measured under GPTQ or AWQ. ``quail``: whether any of Table III was guarded by QUAIL. ``cost``: sentences on
+        what a step costs with each guard, of committed records that no artefact shows; empty without one.
     """
     files = {key: shown.get(name) or () for key, name in ARTEFACTS.items()}
     out: dict[str, Any] = dict.fromkeys(ARTEFACTS)

@@ -284,7 +284,7 @@ def test_one_sentence_for_the_abstract():
     refused = lora(adapter="sure", weights="bf16", outcome="refused")
     assert attack_abstract([lora(), ste, refused]) == (
         "Once quantized models are trained again for 8 steps on 4 of the forgotten passages, in 1 of 2 combinations "
-        "more of the others is given away than a ceiling of 20 points over the retrained model allows (VerbMem 20 to "
-        "56, retrained 14 to 16)."
+        "more of the others may be given away than a ceiling of 20 points over the retrained model allows (VerbMem 20 "
+        "to 56, retrained 14 to 16)."
     )
     assert attack_abstract([attacked_certificate(HELD)]) == ""
