@@ -129,7 +129,7 @@ def methods() -> str:
     parts += [f"- {told}" for told in (*facts["text"]["calibration"], *(facts["calibration"] or ()))]
     parts += [f"- {told}" for told in facts["text"]["quail"]]
     if facts["readings"]:
-        parts += [f"- Other readings of QUAIL's margin: {' '.join(facts['readings'])}"]
+        parts += ["- Other readings of QUAIL's margin:", *(f"  - {told}" for told in facts["readings"])]
     if facts["labels"]:
         labels = method_tables.contenders(method_tables.load_compared(kept["tweets"])[0])
         parts += ["", *overview(labels, "forget_accuracy", "retain_accuracy", {})]
@@ -195,7 +195,8 @@ def returning(one: method_tables.Contender, metric: str) -> str:
         if any(part["recovers"]["recovers"] for part in found):
             share = f" {statistics.median(shares):.0f} %" if shares else ""
             told.append(f"{method_tables.quantizer_title(name)}{share}")
-    return ", ".join(told) or f"none of {len(method_tables.quantizers_of(one.shown))}"
+    missed = "" if one.met else " (goal missed)"
+    return (", ".join(told) or f"none of {len(method_tables.quantizers_of(one.shown))}") + missed
 
 
 def at_most(certificate: Mapping[str, Any] | None, attack: str = "") -> str:

@@ -368,8 +368,8 @@ def _after(firm: Sequence[Contender], left: Sequence[Contender]) -> str:
         return f", and {'all of them are' if len(firm) > 1 else 'it is'} after it, too"
     names = f" ({listed([one.name for one in left])})" if left else ""
     return (
-        f", and of these {len(left) or 'none'} {_is(left)} after it{names}: surviving quantization is not surviving "
-        "relearning"
+        f", and of these {len(left) or 'none'} {_is(left)} after it{names}: surviving these precisions is not "
+        "surviving relearning"
     )
 
 

@@ -95,15 +95,23 @@ def readings(records: Iterable[Record], steps: Iterable[Mapping[str, Any]] = ())
     """Runs by corpus and reading: of each corpus the plain arm, then readings by the size of Δ_q and γ.
 
     Raises:
-        ValueError: runs of two scales, two of one reading and seed, or of settings that differ in more (see
-            ``contenders``).
+        ValueError: runs of two scales; of a corpus runs with another rate or λ, so that more than the reading differs;
+            two of one reading and seed, or of settings that differ in more (see ``contenders``).
     """
     records, steps = list(records), list(steps)
     if len(scales := sorted({record.config["scale"] for record in records})) > 1:
         raise ValueError(f"records of the scales {listed(scales)} cannot stand in one table.")
     groups: dict[tuple, list[Record]] = {}
+    trained: dict[str, Record] = {}
     for record in records:
         config = record.config
+        first = trained.setdefault(config["corpus"], record)
+        for name in ("learning_rate", "retain_weight"):
+            if config[name] != first.config[name]:
+                raise ValueError(
+                    f"{record.path} has {name} {config[name]:g} and {first.path} {first.config[name]:g}: readings are "
+                    "compared where nothing else differs. Give the records of one setting."
+                )
         options = {name: config[name] for name in OPTIONS} if config.get("guard") else {}
         groups.setdefault((config["corpus"], *options.items()), []).append(record)
     found = []
@@ -168,7 +176,7 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
 
     blocks = [Block(corpus, (tuple(map(row, some)),)) for corpus, some in guarded.items()]
     columns = (
-        ("Margin, logits", ("Δ_q",)), ("Hinge", ("first\nlook", "last\nlook")), ("In bf16", ("Forget\n↓", "Keep\n↑")),
+        ("Logits", ("step",)), ("Hinge", ("first\nlook", "last\nlook")), ("In bf16", ("Forget\n↓", "Keep\n↑")),
         ("Recovered share", tuple(heading(name) for name in names)),
     )  # fmt: skip
     by_seeds: dict[tuple[int, ...], list[str]] = {}
@@ -185,7 +193,7 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
     note = [
         f"{method_title(METHOD)}, {ARM}. In percent but for logits; means over seeds, below them the lowest…highest.",
         *(f"{'Seed' if len(s) == 1 else 'Seeds'} {listed(s)}: {'; '.join(names)}." for s, names in by_seeds.items()),
-        "Hinge: the guard's term without γ, between 0 and Δ_q/2.",
+        "Hinge: the guard's term without γ, between 0 and half the step.",
         *(f"On {corpus} forget and keep are {forgotten} and {kept}." for corpus, (forgotten, kept) in said.items()),
         "Bold: it returns in at least one seed, by the rule of the text.",
         *spacing_words(steps),
@@ -243,7 +251,7 @@ def quail_words(found: Sequence[Reading]) -> list[str]:
         here = [one for one in found if one.runs.corpus == corpus]
         known = sorted({one.step for one in here if one.step})
         if len(known) > 1:
-            out.append(f"On {corpus}, Δ_q is {digits(known[0])} to {digits(known[-1])} logits by these readings.")
+            out.append(f"On {corpus}, the step is {digits(known[0])} to {digits(known[-1])} logits by these readings.")
         plain = next((one for one in here if not one.options), None)
         for one in here:
             if one.options:

@@ -150,7 +150,7 @@ def test_what_fails_after_relearning_alone():
     assert "(n = 50); merged, of 14 to 15. After the same" in attack_words([lora(fewer=50)])[1]
     assert survive == (
         "2 of 2 configurations are at or under the ceiling without relearning, and of these none is after it: "
-        "surviving quantization is not surviving relearning."
+        "surviving these precisions is not surviving relearning."
     )
     assert strength == "That is one attack of one strength; others were not tried."
     twice = attack_words([attacked_certificate(HELD | {RELEARNED: BACK, "relearn-1x2": CALM})])
@@ -197,7 +197,7 @@ def test_some_hold_and_some_do_not():
     assert twice.endswith("for GA+GDR, LoRA (15) and GA+GDR, LoRA, STE (15), and over it for GA+GDR, full bf16 (58).")
     assert survive == (
         "2 of 3 configurations are at or under the ceiling without relearning, and of these 1 is after it (GA+GDR, "
-        "LoRA, STE): surviving quantization is not surviving relearning."
+        "LoRA, STE): surviving these precisions is not surviving relearning."
     )
     assert apart == (
         "VerbMem after relearning is 18 to 56 for 2 configurations at or under the ceiling without it, and 80 to 92 "

@@ -266,7 +266,7 @@ def test_the_text_changes_with_the_records(with_methods, tmp_path):
     assert "it holds for GA+GDR, LoRA (at most 6 points)" in text
     assert "under GPTQ int4 g128 in 0 on retained text, 0 on held-out text and 0 on forgotten text of 1 run" in text
     assert "Books, margin measured on the logits, RTN int4 g128 (2 runs): it returns under RTN int4 tensor" in text
-    assert "and of these none is after it: surviving quantization is not surviving relearning" in text
+    assert "and of these none is after it: surviving these precisions is not surviving relearning" in text
     assert "Only rounding to nearest is measured." not in text
     assert "It is not part of this comparison." not in text
     assert "GPTQ and AWQ were measured in our own implementations" in text

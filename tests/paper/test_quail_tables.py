@@ -42,7 +42,7 @@ def test_a_row_is_a_reading_with_its_margin_and_hinge():
         "none", "measured on the logits, RTN int4 g128", "carried to the logits, RTN int4 g128",
         "carried to the logits, RTN int4 tensor, γ 10 †",
     ]  # fmt: skip
-    assert sheet.heads == ("Margin is the step", "Δ_q", "first\nlook", "last\nlook", "Forget\n↓", "Keep\n↑",
+    assert sheet.heads == ("Margin is the step", "step", "first\nlook", "last\nlook", "Forget\n↓", "Keep\n↑",
                            "RTN int4\ng128", "RTN int4\ntensor", "RTN int3\ng128")  # fmt: skip
     assert [cell.text for cell in rows["none"][1:4]] == ["", "", ""]
     measured = rows["measured on the logits, RTN int4 g128"]
@@ -62,7 +62,7 @@ def test_a_row_is_a_reading_with_its_margin_and_hinge():
 
 def test_the_words_say_what_each_reading_changes_beside_the_plain_run_of_the_same_seed():
     assert quail_words(readings(RUNS, [margins()])) == [
-        "On books, Δ_q is 0.27 to 1.1 logits by these readings.",
+        "On books, the step is 0.27 to 1.1 logits by these readings.",
         "Books, margin measured on the logits, RTN int4 g128 (2 runs): it returns under RTN int4 tensor and RTN int3 "
         "g128, the same quantizers as without QUAIL.",
         "Books, margin carried to the logits, RTN int4 g128 (1 run): it returns under RTN int4 g128 and RTN int3 g128, "
@@ -129,3 +129,8 @@ def test_only_quails_method_and_arm_are_read(tmp_path):
         load_readings([str(tmp_path / "list.json")])
     assert steps == [margins()]
     assert pushed(runs[2]) == (0.1, 0.002), "a record that is kept has the looks"
+
+
+def test_runs_with_another_rate_are_not_set_beside_each_other():
+    with pytest.raises(ValueError, match="has learning_rate 0.0001 and .* 2.61e-05: readings are compared where"):
+        readings([run(), run((0.1,), guard="quail", learning_rate=1e-4)])
