@@ -132,5 +132,5 @@ def test_only_quails_method_and_arm_are_read(tmp_path):
 
 
 def test_runs_with_another_rate_are_not_set_beside_each_other():
-    with pytest.raises(ValueError, match="has learning_rate 0.0001 and .* 2.61e-05: readings are compared where"):
+    with pytest.raises(ValueError, match=r"has learning_rate 0\.0001 and .* 2\.61e-05: readings are compared where"):
         readings([run(), run((0.1,), guard="quail", learning_rate=1e-4)])
