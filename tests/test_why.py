@@ -423,6 +423,11 @@ def test_the_notebook_names_every_arm():
 def test_the_rates_are_those_of_the_last_attempts_on_record():
     found = records.read_json(why_records.KEPT.parent / "choice.json")
     last = {(t["corpus"], t["method"], t["adapter"]): t for t in found["tried"]}
+    left = {(corpus, method, "full") for corpus, methods in choose.LEFT.items() for method in methods}
+    attempts = [t for t in found["tried"] if (t["corpus"], t["method"], t["adapter"]) in left]
+    assert {last.pop(cell)["corpus"] for cell in left} == {"books"}
+    assert len(attempts) == 6
+    assert all(t["verbmem"] > resolve(RunConfig(method=t["method"])).forget_goal for t in attempts)
     assert set(last) == set(choose.cells(list(choose.SEARCHED)))
     for (corpus, method, adapter), attempt in last.items():
         taken = resolve(RunConfig(corpus=corpus, method=method, adapter=adapter))
