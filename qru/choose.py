@@ -45,7 +45,7 @@ SEARCHED = {
     "tweets": ("ga_gdr",),
 }
 COMPARED = {"books": ("simnpo_gdr", "rmu_actr")}
-LEFT = {"books": ("dpo_gdr", "idkdpo_gdr")}  # searched by hand as COMPARED are, and left without a pair
+LEFT = {"books": ("dpo_gdr", "idkdpo_gdr")}  # searched as those of COMPARED, and left without a pair
 HOPELESS = 90.0  # percent, of what is to be forgotten, half way
 WEIGHTS = (5.0, 1.0)
 
