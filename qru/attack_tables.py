@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qru.method_tables import CERTIFIED, Contender, arm_cell, ordered, quantizer_title
+from qru.method_tables import CERTIFIED, RECORDS, Contender, arm_cell, ordered, quantizer_title
 from qru.paper_tables import ABSENT, arm_name, counted, in_order, listed, seed_range
 from qru.records import named_or_all, read_json
 from qru.sheet import Block, Cell, Row, Sheet
 from qru.tables import HEADINGS, number
 from qru.typeset import method_title
 
-KEPT = Path(__file__).resolve().parent.parent / "paper" / "records" / "attacks"
+KEPT = RECORDS / "attacks"
 METRIC = "verbmem"
 ATTACK = "relearn"
 PLAIN = "merged"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qru.config import MEASURING, digest, later_defaults
 from qru.method_tables import (
+    RECORDS,
     Contender,
     arm_cell,
     contenders,
@@ -29,7 +30,6 @@ from qru.records import Record
 from qru.sheet import Block, Row, Sheet
 from qru.typeset import method_title
 
-RECORDS = Path(__file__).resolve().parent.parent / "paper" / "records"
 TEXTS = {"": "retained", "-heldout": "held-out", "-forget": "forgotten"}  # how a name ends -> text it was calibrated on
 HEADS = ("re-\ntained", "held-\nout", "for-\ngotten")
 CALIBRATED = ("gptq", "awq")

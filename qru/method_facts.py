@@ -18,6 +18,7 @@ from qru.config import GUARD_OPTIONS
 from qru.guard_record import guard_cost_words, load_guard_costs
 from qru.method_tables import (
     GUARDS,
+    KEPT,
     Contender,
     bits_of,
     contenders,
@@ -45,7 +46,6 @@ from qru.typeset import method_title
 
 BETA_OF = ("npo", "simnpo", "dpo", "idkdpo")
 TEXT, LABELS = "verbmem", "forget_accuracy"
-KEPT = {TEXT: "utility", LABELS: "retain_accuracy"}
 WHAT = {TEXT: "memory returns", LABELS: "labels return"}
 LEVEL = {TEXT: "VerbMem", LABELS: "forget accuracy"}
 ARTEFACTS = {

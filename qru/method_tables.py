@@ -35,6 +35,7 @@ from qru.typeset import method_title
 RECORDS = Path(__file__).resolve().parent.parent / "paper" / "records"
 GUARDS = {"quail": "QUAIL", "bin_margin": "bin-margin", "sam": "SAM", "ste": "STE"}
 FAMILIES = {"rtn": "RTN", "llm": "LLM.int8()", "nf4": "NF4", "fp4": "FP4", "gptq": "GPTQ", "awq": "AWQ"}
+KEPT = {"verbmem": "utility", "forget_accuracy": "retain_accuracy"}  # what is to be forgotten -> what is to be kept
 SAYS = ("method", "adapter", "weights", "guard")  # what a certificate is found by
 CERTIFIED = {"holds": "yes", "does not hold": "no", "refused": "refused"}
 MISSED = "†"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qru.method_tables import (
+    KEPT,
     MISSED,
-    UNDEFINED,
+    RECORDS,
     Contender,
     contenders,
     grid_of,
@@ -20,18 +21,18 @@ from qru.method_tables import (
     recovered_of,
     score_cell,
     share_cell,
+    undefined_note,
 )
 from qru.paper_tables import ABSENT, arm_name, counted, listed
-from qru.records import Record, load_record, named_or_all, read_json
+from qru.records import Record, load_record, read_json
 from qru.sheet import Block, Cell, Row, Sheet
 from qru.tables import HEADINGS
 from qru.typeset import method_title
 
-RECORDS = Path(__file__).resolve().parent.parent / "paper" / "records"
 MARGINS = RECORDS / "margins"
+FOLDERS = ("methods", "tweets", "quail", MARGINS.name)
 STEPS = "quail-steps"
 METHOD, ARM = "ga_gdr", "full bf16"  # what every reading guards here
-FORGOTTEN, KEPT = ("verbmem", "forget_accuracy"), ("utility", "retain_accuracy")
 SAID = {"mean": "of the weights", "carried": "carried to the logits", "measured": "measured on the logits"}
 OPTIONS = ("quail_norm", "quail_positions", "quail_step", "quail_quantizer", "guard_weight")
 
@@ -75,9 +76,13 @@ def load_readings(files: Sequence[str] = ()) -> tuple[list[Record], list[dict[st
     Raises:
         LookupError: there is no file.
     """
-    home = [path for name in ("methods", "tweets", "quail", "margins") for path in sorted((RECORDS / name).glob("*"))]
+    paths = [Path(file) for file in files] or [
+        path for name in FOLDERS for path in sorted((RECORDS / name).glob("*.json"))
+    ]
+    if not paths:
+        raise LookupError(f"no record in {listed(FOLDERS)} of {RECORDS}. Make them: make paper FRESH=1 GRID=full")
     runs, steps = [], []
-    for path in named_or_all(files or [str(path) for path in home], RECORDS, f"no records in {RECORDS}: make paper"):
+    for path in paths:
         value = read_json(path)
         if isinstance(value, dict) and value.get("kind") == STEPS:
             steps.append(value)
@@ -163,8 +168,7 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
 
     def row(one: Reading) -> Row:
         shown = one.runs.shown
-        (forgotten,) = [m for m in FORGOTTEN if m in shown[0].scores["unlearned"]["bf16"]]
-        kept = KEPT[FORGOTTEN.index(forgotten)]
+        forgotten, kept = measured_of(one)
         ends = [ends for run in shown if (ends := pushed(run))]
         return (
             Cell(one.name + mark(one.runs)),
@@ -185,10 +189,8 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
             f"{one.runs.corpus}, {one.name}"
         )
     said = {
-        corpus: [HEADINGS[m].rsplit(" ", 1)[0] for pair in zip(FORGOTTEN, KEPT, strict=True) for m in pair
-                 if m in some[0].runs.runs[0].scores["unlearned"]["bf16"]]
-        for corpus, some in guarded.items()
-    }  # fmt: skip
+        corpus: [HEADINGS[name].rsplit(" ", 1)[0] for name in measured_of(some[0])] for corpus, some in guarded.items()
+    }
     missed = [f"{one.runs.corpus}, {one.name} {_met(one.runs)}" for one in found if mark(one.runs)]
     note = [
         f"{method_title(METHOD)}, {ARM}. In percent but for logits; means over seeds, below them the lowest…highest.",
@@ -199,10 +201,14 @@ def quail_sheet(found: Sequence[Reading], steps: Sequence[Mapping[str, Any]] = (
         *spacing_words(steps),
         *([f"{MISSED}: runs missed the forgetting goal (met: {'; '.join(missed)}); shown are those that met it, or all "
            "where none did."] if missed else []),
+        *undefined_note(blocks),
     ]  # fmt: skip
-    if any(UNDEFINED in cell.text for block in blocks for group in block.groups for line in group for cell in line):
-        note.append(f"{UNDEFINED}: not defined: the target itself says no more under this quantizer.")
     return Sheet(("Margin is the step",), columns, tuple(blocks), tuple(note))
+
+
+def measured_of(one: Reading) -> tuple[str, str]:
+    """The metric of what was to be forgotten, and that of what was to be kept."""
+    return next(pair for pair in KEPT.items() if pair[0] in one.runs.runs[0].scores["unlearned"]["bf16"])
 
 
 def _met(runs: Contender) -> str:
@@ -262,17 +268,17 @@ def quail_words(found: Sequence[Reading]) -> list[str]:
 def _told(one: Reading, plain: Reading | None) -> str:
     """One reading: how far it got, what returns, and under which quantizers it does where the plain run's does not."""
     runs, corpus = one.runs.runs, one.runs.corpus
-    head = f"{corpus}, margin {one.name} ({counted(len(runs), 'run')})"
+    head = f"{corpus[:1].upper()}{corpus[1:]}, margin {one.name} ({counted(len(runs), 'run')})"
     missed = len(runs) - len(one.runs.met)
     if missed == len(runs):
-        return f"{head[0].upper()}{head[1:]}: none met the goal, so nothing is compared."
+        return f"{head}: none met the goal, so nothing is compared."
     part = f" {missed} missed the goal;" if missed else ""
     names = quantizers_of(one.runs.met)
     back = returning(one.runs.met, names)
     told = f"it returns under {listed(list(map(quantizer_title, back)))}" if back else (
         f"it returns under none of {counted(len(names), 'quantizer')}"
     )  # fmt: skip
-    return f"{head[0].upper()}{head[1:]}:{part} {told}{_beside(one, plain) if plain else ''}."
+    return f"{head}:{part} {told}{_beside(one, plain) if plain else ''}."
 
 
 def _beside(one: Reading, plain: Reading) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from qru import quail_tables
 from qru.quail_tables import STEPS, digits, heading, load_readings, pushed, quail_sheet, quail_words, readings
 from qru.records import slim, write_json
 from tests.paper.method_records import INT3, INT4, SHARE, TENSOR, method_record
@@ -134,3 +135,10 @@ def test_only_quails_method_and_arm_are_read(tmp_path):
 def test_runs_with_another_rate_are_not_set_beside_each_other():
     with pytest.raises(ValueError, match=r"has learning_rate 0\.0001 and .* 2\.61e-05: readings are compared where"):
         readings([run(), run((0.1,), guard="quail", learning_rate=1e-4)])
+
+
+def test_without_committed_records_nothing_else_is_read(tmp_path, monkeypatch):
+    (tmp_path / "timings.json").write_text("{}")
+    monkeypatch.setattr(quail_tables, "RECORDS", tmp_path)
+    with pytest.raises(LookupError, match="no record in methods, tweets, quail and margins"):
+        load_readings()
