@@ -56,7 +56,13 @@ def measure(corpus_name: str, scale: str = SCALE, quantizers: tuple[str, ...] = 
 
 
 def main(*corpora: str) -> None:
-    """Measure corpora by name, and keep what was found."""
+    """Measure corpora by name, and keep what was found.
+
+    Raises:
+        ValueError: none is named.
+    """
+    if not corpora:
+        raise ValueError("no corpus is named: python -m qru.margin_record books tweets")
     for name in corpora:
         path = MARGINS / f"{name}-{SCALE}.json"
         write_json(path, measure(name))

@@ -89,7 +89,7 @@ def check_parameters(cells: Sequence[str] | None = None, namespace: dict[str, An
         namespace: where the parameters are; by default the notebook's.
 
     Returns:
-        The declared parameters, in order, with the values that hold now.
+        The declared parameters, in order, with the values that hold now; the notebook's own names are set to them.
 
     Raises:
         ValueError: a parameter that the notebook does not declare (names the nearest, and all), a value of another
@@ -114,4 +114,6 @@ def check_parameters(cells: Sequence[str] | None = None, namespace: dict[str, An
     for name in injected:
         if name not in declared:
             raise unknown("parameter", name, declared)
-    return {name: checked(name, kind, default, namespace[name]) for name, (kind, default) in declared.items()}
+    values = {name: checked(name, kind, default, namespace[name]) for name, (kind, default) in declared.items()}
+    namespace.update(values)  # cells that use the names see them as they are declared, too
+    return values

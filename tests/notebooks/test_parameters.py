@@ -76,6 +76,13 @@ def test_what_the_command_line_can_say_is_taken():
     assert check("", DECLARED, quantizers="")["quantizers"] == []
 
 
+def test_a_cell_that_uses_the_name_sees_what_was_declared():
+    names = VALUES | {"quantizers": "rtn-int4-g64, rtn-int3-g64", "beta": 1}
+    check_parameters(["", DECLARED], names)
+    assert names["quantizers"] == ["rtn-int4-g64", "rtn-int3-g64"]
+    assert isinstance(names["beta"], float)
+
+
 @pytest.mark.parametrize(
     "source", ["", "x = 1", "x: int = f()", "x: int", "x: int = 1\nprint(x)", "x: Path = 1", "x ="]
 )
